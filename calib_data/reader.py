@@ -1,0 +1,82 @@
+"""Calibration prompts: a text file or AudioCaps' CSV in, a seeded choice of sentences out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+from ..engines.errors import UserError
+
+CAPTION_COLUMN = "caption"
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a `.csv` with a `caption` column (AudioCaps' layout), or of any other file, one a line.
+
+    Text files may hold blank lines and `#` comments. Raises UserError, naming file and fix, when the file is
+    missing, not UTF-8, without prompts or without that column.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"no prompt file {path}: give a text file with one prompt a line, or AudioCaps' CSV"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read the prompt file {path}: {error.strerror}") from None
+    prompts = _captions(path, text) if path.suffix.lower() == ".csv" else _lines(text)
+    if not prompts:
+        raise UserError(f"{path} holds no prompts: write one a line, or a CSV row each")
+    return prompts
+
+
+def default_prompts() -> list[str]:
+    """The 50 prompts that come with the package."""
+    return read_prompts(Path(__file__).with_name("prompts.txt"))
+
+
+def choose_prompts(prompts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of `prompts` without replacement, in their own order; one seed chooses the same everywhere.
+
+    Prompts are ranked by a hash of seed and position, so a smaller choice is always part of a larger one of
+    the same seed. Raises UserError when `count` is not in 1..len(prompts).
+    """
+    if not 1 <= count <= len(prompts):
+        raise UserError(
+            f"cannot choose {count} of {len(prompts)} prompts: use --num-prompts 1 to {len(prompts)}"
+        )
+    ranked = sorted(range(len(prompts)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    return [prompts[i] for i in sorted(ranked[:count])]
+
+
+def _lines(text: str) -> list[str]:
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _captions(path: Path, text: str) -> list[str]:
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+    try:
+        columns = reader.fieldnames
+        if columns is not None and CAPTION_COLUMN not in columns:
+            raise UserError(
+                f"{path} has no column {CAPTION_COLUMN!r} (it has {', '.join(columns)}): "
+                "the first line must name the columns, as in AudioCaps' CSV"
+            )
+        captions = []
+        for row in reader:
+            caption = (row[CAPTION_COLUMN] or "").strip()
+            if not caption:
+                raise UserError(
+                    f"{path}, line {reader.line_num}: the caption is empty; complete or delete the row"
+                )
+            captions.append(caption)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+    return captions

@@ -1,0 +1,99 @@
+"""OpenVINO: an ONNX graph becomes a compiled model on a CPU (or another OpenVINO device)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from .errors import UserError
+
+
+class OpenVINOEngine:
+    """One compiled graph with fixed shapes.
+
+    run(inputs) -> outputs, by name, float32 or int64 numpy arrays. Inputs stay bound: a later `run` may give only
+    those that changed. Not thread-safe.
+    """
+
+    backend = "openvino"
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: str = "CPU",
+        cache: Path | None = None,
+        threads: int | None = None,
+    ):
+        core = ov.Core()
+        if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
+            raise UserError(
+                f"OpenVINO has no device {device!r} here; available: {', '.join(core.available_devices)}"
+            )
+        model = core.read_model(path)
+        model.reshape({name: list(shape) for name, shape in shapes.items()})
+        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if cache is not None:
+            options["CACHE_DIR"] = str(cache)
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.compiled = core.compile_model(model, device, options)
+        self._request = self.compiled.create_infer_request()
+        self.inputs = {port.any_name: tuple(port.shape) for port in self.compiled.inputs}
+        self.outputs = [port.any_name for port in self.compiled.outputs]
+        self._bound: dict[str, ov.Tensor] = {}
+
+    def bind(self, name: str, array: NDArray) -> None:
+        """Copy `array` into the engine's input `name`, where it stays until bound again."""
+        if name not in self._bound:
+            self._bound[name] = self._request.get_tensor(name)
+        self._bound[name].data[...] = array
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        for name, array in inputs.items():
+            self.bind(name, array)
+        self._request.infer()
+        return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
+
+    def int8_matmuls(self) -> set[str]:
+        """Names of the ONNX MatMul nodes whose kernel multiplies int8 by int8, read from the runtime's own graph."""
+        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" in kernel for name in names}
+
+    def float_matmuls(self) -> set[str]:
+        """The other matrix products: attention, embedders, and any Linear that lost its int8 kernel."""
+        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" not in kernel for name in names}
+
+
+def matmul_kernels(compiled: ov.CompiledModel) -> Iterator[tuple[str, list[str]]]:
+    """For every matrix product of the execution graph: its kernel (`brgemm_avx512_i8`, ...) and its ONNX nodes.
+
+    The execution graph names a quantized product after the dequantization it was merged with (`<node>/...`), or
+    invents a name; its weight still carries the node's (`<node>.int8`), so both are looked at.
+    """
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = op.get_rt_info()
+        if _text(info, "layerType") in ("FullyConnected", "MatMul", "GatherMatmul"):
+            names = _text(info, "originalLayersNames").split(",") + _weight_names(op)
+            yield _text(info, "primitiveType"), [name.split("/")[0].removesuffix(".int8") for name in names]
+
+
+def _weight_names(op: ov.Node) -> list[str]:
+    """Names of the nodes between a product's second input and its constant (at most a Transpose and a Reorder)."""
+    names: list[str] = []
+    node = op
+    for index in (1, 0, 0, 0):
+        if node.get_input_size() <= index:
+            break
+        node = node.input_value(index).get_node()
+        if _text(node.get_rt_info(), "layerType") not in ("Const", "Transpose", "Reorder", "Reshape"):
+            break
+        names.append(node.get_friendly_name())
+    return names
+
+
+def _text(info: Mapping, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""

@@ -1,0 +1,91 @@
+"""The graph lint: an ONNX file in, nothing out, or every place where a backend would silently lose int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import external_data_helper, numpy_helper
+
+FORBIDDEN = ("MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger", "QLinearConv")
+SPLITS = ("Split", "Slice", "Gather")
+SMALLEST = 16  # a GEMM with fewer input or output channels is slower quantized
+
+
+class GraphLintError(ValueError):
+    """The graph breaks rules that keep integer GEMMs integer; the message lists all faults."""
+
+
+def lint(path: Path) -> None:
+    """Raise GraphLintError with every fault of the ONNX file at `path`; small tensors are read, weights are not."""
+    faults = lint_faults(onnx.load(path, load_external_data=False), path.parent)
+    if faults:
+        raise GraphLintError(f"{path.name}: " + "; ".join(faults))
+
+
+def lint_faults(model: onnx.ModelProto, folder: Path) -> list[str]:
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    faults = [f"{n.name}: {n.op_type} is not portable" for n in graph.node if n.op_type in FORBIDDEN]
+
+    def read(name: str) -> NDArray | None:
+        tensor = initializers.get(name)
+        if tensor is None:
+            return None
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor = onnx.TensorProto.FromString(tensor.SerializeToString())
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        return numpy_helper.to_array(tensor)
+
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scale, zero = read(node.input[1]), read(node.input[2]) if len(node.input) > 2 else None
+        if scale is None:
+            faults.append(f"{node.name}: its scale is computed, not an initializer: the GEMM would be float")
+        elif not (np.isfinite(scale).all() and (scale > 0).all()):
+            faults.append(f"{node.name}: its scale is not positive and finite")
+        elif scale.dtype != np.float32:
+            faults.append(f"{node.name}: its scale is {scale.dtype}, accumulators need float32")
+        if zero is None or zero.dtype != np.int8 or zero.any():
+            faults.append(f"{node.name}: its zero point is not int8 zeros")
+        if node.op_type == "QuantizeLinear":
+            if scale is not None and scale.size != 1:
+                faults.append(f"{node.name}: activations have one scale, this has {scale.size}")
+            readers = consumers.get(node.output[0], [])
+            if [reader.op_type for reader in readers] != ["DequantizeLinear"]:
+                faults.append(f"{node.name}: is not followed by exactly one DequantizeLinear")
+        else:
+            faults += _dequantize_faults(node, producers, consumers, initializers)
+    return faults
+
+
+def _dequantize_faults(
+    node: onnx.NodeProto,
+    producers: dict[str, onnx.NodeProto],
+    consumers: dict[str, list[onnx.NodeProto]],
+    initializers: dict[str, onnx.TensorProto],
+) -> list[str]:
+    faults = []
+    weight = initializers.get(node.input[0])
+    side = 0 if weight is None else 1
+    for reader in consumers.get(node.output[0], []):
+        if reader.op_type != "MatMul" or reader.input[side] != node.output[0]:
+            faults.append(f"{node.name}: feeds {reader.op_type} {reader.name}, not a GEMM's input {side}")
+            continue
+        other = producers.get(reader.input[1 - side])
+        if other is None or other.op_type != "DequantizeLinear":
+            faults.append(f"{reader.name}: only one of its inputs is quantized")
+        for after in consumers.get(reader.output[0], []):
+            if after.op_type in SPLITS:
+                faults.append(f"{reader.name}: goes straight into {after.op_type} and would fall to float")
+    if weight is not None and min(weight.dims) < SMALLEST:
+        faults.append(f"{node.name}: {list(weight.dims)} is too small to be worth int8")
+    return faults

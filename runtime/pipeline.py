@@ -1,0 +1,261 @@
+"""A bundle and a prompt become sound: tokens, conditioning, the sampling loop, the decoder. numpy only.
+
+    >>> pipeline = Pipeline.open(bundle)                                # doctest: +SKIP
+    >>> audio, sample_rate = pipeline("dog barking", seconds=2.5)       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import Engine, choose_backend, open_engine
+from ..engines.bundle import Bundle, find_bundle, home
+from ..engines.errors import UserError
+from .denoiser import Conditioning, GuidedDenoiser, Observer
+from .griffin_lim import griffin_lim
+from .samplers import SAMPLERS
+from .schedule import polyexponential_sigmas, sigma_to_t
+from .tokens import PromptTokenizer
+from .wav import finish
+
+Float = NDArray[np.float32]
+MAX_STEPS = 1000
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample. Defaults are Stable Audio Open's model card and the paper's: 100 steps, cfg 7, seed 1000.
+
+    Raises UserError naming every setting that is out of range.
+    """
+
+    steps: int = 100
+    sampler: str = "dpmpp-3m-sde"
+    cfg_scale: float = 7.0
+    seed: int = 1000
+    sigma_min: float = 0.3
+    sigma_max: float = 500.0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 1 <= self.steps <= MAX_STEPS:
+            faults.append(f"steps {self.steps} is outside 1..{MAX_STEPS}")
+        if self.sampler not in SAMPLERS:
+            faults.append(f"unknown sampler {self.sampler!r} (one of: {', '.join(SAMPLERS)})")
+        if not 0 <= self.cfg_scale <= 100:
+            faults.append(f"cfg {self.cfg_scale} is outside 0..100")
+        if not 0 <= self.seed <= MAX_SEED:
+            faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
+        if not 0 < self.sigma_min <= self.sigma_max < float("inf"):
+            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min <= max")
+        if faults:
+            raise UserError("; ".join(faults))
+
+    @property
+    def sigmas(self) -> NDArray[np.float64]:
+        """[steps + 1]"""
+        return polyexponential_sigmas(self.steps, self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One finished clip: audio float32 [2, n] in -1..1, and what made it."""
+
+    prompt: str
+    seed: int
+    audio: Float
+    sample_rate: int
+    step_seconds: tuple[float, ...]
+
+
+class Pipeline:
+    """An open bundle. Engines are compiled when first used and stay open; not thread-safe."""
+
+    def __init__(self, bundle: Bundle, device: str | None = None):
+        self.bundle = bundle
+        self.sizes: dict[str, int] = bundle.manifest["sizes"]
+        self._backend = choose_backend(bundle.backend)
+        self._device = device
+        self._engines: dict[tuple[str, int], Engine] = {}
+
+    @classmethod
+    def open(cls, bundle: str | Path | None = None, device: str | None = None) -> Pipeline:
+        """A bundle by folder or name; without one the newest. Every byte is checked against the manifest first.
+
+        Raises UserError when there is none, or it is damaged or cannot run here.
+        """
+        return cls(find_bundle(None if bundle is None else str(bundle)).verify(), device)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.sizes["sample_rate"]
+
+    @property
+    def max_seconds(self) -> float:
+        return self.sizes["max_latents"] * self.sizes["downsampling_ratio"] / self.sample_rate
+
+    def __call__(self, prompt: str, seconds: float | None = None, **settings: object) -> tuple[Float, int]:
+        """One prompt -> audio float32 [2, samples] in -1..1 and its sample rate. Settings are those of `Settings`."""
+        clip = next(iter(self.generate([prompt], Settings(**settings), seconds)))  # type: ignore[arg-type]
+        return clip.audio, clip.sample_rate
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        settings: Settings | None = None,
+        seconds: float | None = None,
+        negative_prompt: str | None = None,
+        num_variations: int = 1,
+        on_step: Callable[[int, int], object] = lambda clip, step: None,
+    ) -> Iterator[Clip]:
+        """Clips of every prompt and variation, in order; the i-th has seed + i and equals its single run exactly.
+
+        on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the first clip for a bad argument.
+        """
+        settings = settings or Settings()
+        seconds = self.check_seconds(seconds)
+        if num_variations < 1:
+            raise UserError(f"num_variations {num_variations} must be 1 or more")
+        if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
+            raise UserError(f"seed {settings.seed} leaves no seeds for all clips")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+        index = 0
+        for prompt in prompts:
+            conditioning = self.condition(prompt, settings, seconds, negative_prompt)
+            for _ in range(num_variations):
+                one = replace(settings, seed=settings.seed + index)
+                times: list[float] = []
+
+                def stepped(step: int, clip: int = index, times: list[float] = times) -> None:
+                    times.append(time.perf_counter())
+                    on_step(clip, step)
+
+                latents = self.sample(conditioning, one, stepped)
+                audio = finish(self.decode(latents), round(seconds * self.sample_rate))
+                elapsed = tuple(np.diff(times).tolist())
+                yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
+                index += 1
+
+    def check_seconds(self, seconds: float | None) -> float:
+        """The length to make: by default 10 s or the model's longest."""
+        if seconds is None:
+            return min(10.0, self.max_seconds)
+        if not 0.1 <= seconds <= self.max_seconds + 0.005:
+            raise UserError(f"seconds {seconds:g} is outside 0.1..{self.max_seconds:.2f}, this model's longest")
+        return min(seconds, self.max_seconds)
+
+    def count_cut_tokens(self, prompt: str) -> int:
+        """How many tokens of a prompt the model will not see."""
+        return self._tokenizer(prompt)[2]
+
+    def condition(
+        self, prompt: str, settings: Settings, seconds: float, negative_prompt: str | None = None
+    ) -> Conditioning:
+        """Run the text and conditioning graphs for one prompt and a whole schedule."""
+        texts = [prompt, prompt if negative_prompt is None else negative_prompt]
+        embeds = [self._embed(text) for text in texts]
+        t = sigma_to_t(settings.sigmas[:-1]).astype(np.float32)
+        outputs = self.engine("conditioning", settings.steps).run(
+            {
+                "prompt_embeds": np.concatenate(embeds),
+                "seconds_start": np.zeros(2, np.float32),
+                "seconds_total": np.full(2, seconds, np.float32),
+                "keep": np.array([1, negative_prompt is not None], np.float32),
+                "t": t,
+            }
+        )
+        return Conditioning(
+            {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))},
+            outputs["time_embed"],
+        )
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        settings: Settings,
+        on_step: Callable[[int], object] = lambda step: None,
+        observe: Observer | None = None,
+    ) -> Float:
+        """The sampling loop -> latents float32 [channels, latents]. All noise comes from the seed, on the CPU."""
+        engine = self.engine("step")
+        sigmas = settings.sigmas
+        shape = engine.inputs["x"][1:]
+        rng = np.random.Generator(np.random.PCG64(settings.seed))
+
+        def noise(step: int) -> Float:
+            return rng.standard_normal(shape, np.float32)
+
+        denoise = GuidedDenoiser(engine, conditioning, sigmas, settings.cfg_scale, observe)
+        x = noise(0) * np.float32(sigmas[0])
+        on_step(-1)
+        return SAMPLERS[settings.sampler](
+            denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step)
+        )
+
+    def decode(self, latents: Float) -> Float:
+        """latents [channels, latents] -> audio float32 [1 or 2, samples], not yet normalised."""
+        outputs = self.engine("decoder").run({"latents": latents[None]})
+        if "audio" in outputs:
+            return outputs["audio"][0]
+        config = self.bundle.manifest["model"]["pretransform"]["config"]
+        audio = griffin_lim(
+            outputs["magnitude"][0],
+            config["n_fft"],
+            config["hop_length"],
+            config["griffin_lim_iterations"],
+        )
+        return audio[None]
+
+    def engine(self, graph: str, steps: int = 0) -> Engine:
+        """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's number of t values)."""
+        if (graph, steps) not in self._engines:
+            self._engines[graph, steps] = self._open(graph, steps)
+        return self._engines[graph, steps]
+
+    def _open(self, graph: str, steps: int) -> Engine:
+        shapes = graph_shapes(self.sizes, steps)[graph]
+        cache = home() / "compiled" / self._backend
+        return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, cache)
+
+    @cached_property
+    def _tokenizer(self) -> PromptTokenizer:
+        return PromptTokenizer(self.bundle.path("tokenizer.json"), self.sizes["prompt_tokens"])
+
+    def _embed(self, text: str) -> Float:
+        ids, mask, _ = self._tokenizer(text)
+        return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
+
+
+def graph_shapes(sizes: dict[str, int], steps: int) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Input shapes of every graph for one clip: the CFG pair is the batch of 2."""
+    s = sizes
+    key = (2, s["num_heads"], s["context_tokens"], s["dim_heads"])
+    context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
+    latents = s["max_latents"]
+    return {
+        "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
+        "conditioning": {
+            "prompt_embeds": (2, s["prompt_tokens"], s["cond_dim"]),
+            "seconds_start": (2,),
+            "seconds_total": (2,),
+            "keep": (2,),
+            "t": (steps,),
+        },
+        "step": {
+            "x": (2, s["io_channels"], latents),
+            "global_embed": (2, s["embed_dim"]),
+            "time_embed": (s["embed_dim"],),
+            **context,
+        },
+        "decoder": {"latents": (1, s["io_channels"], latents)},
+    }

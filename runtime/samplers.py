@@ -1,0 +1,142 @@
+"""DPM-Solver++ samplers: a noisy latent and a falling list of sigmas in, the clean latent out.
+
+Each is one pure function of `denoise`, which may be a formula, a torch module or an engine. All work in the
+variable lambda = -log(sigma) of Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), h being a step's length in
+it, and solve the exponential integral with the last one, two or three denoised estimates. Coefficients are
+Python floats, so the latent keeps its own precision (float32 in the product).
+
+`denoise(x, sigma, step)` returns the denoised latent, a new array each time (the last ones are kept, not
+copied); the step index is there because scale tables are keyed by it.
+`noise(step)` returns standard normal noise like `x`, asked for in step order and only where a step uses it;
+increments of a Brownian path over the steps are independent, so nothing more is needed.
+`callback(step, sigma, denoised)` is called after each model call, before the latent moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from math import exp, expm1, log, sqrt
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Latent = NDArray[np.floating]
+Denoise = Callable[[Latent, float, int], Latent]
+Noise = Callable[[int], Latent]
+Callback = Callable[[int, float, Latent], object]
+
+
+def _steps(sigmas: ArrayLike) -> Iterator[tuple[int, float, float]]:
+    """`(step, sigma, next sigma)` in Python numbers: numpy's float64 would make float32 latents float64."""
+    levels = np.asarray(sigmas, dtype=np.float64).tolist()
+    return ((step, sigma, after) for step, (sigma, after) in enumerate(pairwise(levels)))
+
+
+def sample_dpmpp_2m(
+    denoise: Denoise,
+    x: Latent,
+    sigmas: ArrayLike,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Latent:
+    """DPM-Solver++(2M): second order, deterministic.
+
+    x, any shape, at noise level `sigmas[0]`; sigmas [steps + 1], falling, ending in 0 -> the clean latent,
+    of the shape and dtype of x. `noise` is there for a common signature and never called.
+
+        x' = exp(-h) x + (1 - exp(-h)) D,  D = D0 + (D0 - D1) / 2r,  r = h1 / h    (Lu et al., algorithm 2)
+    """
+    previous, h_previous = None, 0.0
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        if callback is not None:
+            callback(step, sigma, denoised)
+        if sigma_next == 0:
+            return denoised
+        h = log(sigma / sigma_next)
+        target = denoised
+        if previous is not None:
+            target = denoised + (denoised - previous) * (h / h_previous / 2)
+        x = x * exp(-h) + target * -expm1(-h)
+        previous, h_previous = denoised, h
+    return x
+
+
+def sample_dpmpp_2m_sde(
+    denoise: Denoise,
+    x: Latent,
+    sigmas: ArrayLike,
+    noise: Noise,
+    callback: Callback | None = None,
+) -> Latent:
+    """SDE-DPM-Solver++(2M), midpoint rule, eta = 1: second order, fresh noise in every step but the last.
+
+    Arguments and result as in `sample_dpmpp_2m`.
+
+        x' = exp(-2h) x + (1 - exp(-2h)) (D0 + (D0 - D1) / 2r) + sigma' sqrt(1 - exp(-2h)) z,  r = h1 / h
+    """
+    previous, h_previous = None, 0.0
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        if callback is not None:
+            callback(step, sigma, denoised)
+        if sigma_next == 0:
+            return denoised
+        h = log(sigma / sigma_next)
+        moved = -expm1(-2 * h)
+        target = denoised
+        if previous is not None:
+            target = denoised + (denoised - previous) * (h / h_previous / 2)
+        x = x * exp(-2 * h) + target * moved + noise(step) * (sigma_next * sqrt(moved))
+        previous, h_previous = denoised, h
+    return x
+
+
+def sample_dpmpp_3m_sde(
+    denoise: Denoise,
+    x: Latent,
+    sigmas: ArrayLike,
+    noise: Noise,
+    callback: Callback | None = None,
+) -> Latent:
+    """SDE-DPM-Solver++(3M), eta = 1: third order, the sampler of Stable Audio Open's model card.
+
+    The first two steps are of first and second order. Arguments and result as in `sample_dpmpp_2m`.
+
+        x' = exp(-e) x + (1 - exp(-e)) D0 + phi2 d1 - phi3 d2 + sigma' sqrt(1 - exp(-e)) z
+        e = 2h,  phi2 = (exp(-e) - 1) / e + 1,  phi3 = phi2 / e - 1/2
+        a = (D0 - D1) / r0,  b = (D1 - D2) / r1,  r0 = h1 / h,  r1 = h2 / h
+        d2 = (a - b) / (r0 + r1),  d1 = a + r0 d2;  in the second step d1 = a, d2 = 0
+    """
+    history: list[tuple[Latent, float]] = []  # (denoised, h) of the last two steps, newest first
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        if callback is not None:
+            callback(step, sigma, denoised)
+        if sigma_next == 0:
+            return denoised
+        h = log(sigma / sigma_next)
+        e = 2 * h
+        moved = -expm1(-e)
+        x = x * exp(-e) + denoised * moved
+        if history:
+            phi2 = 1 - moved / e
+            previous, h1 = history[0]
+            slope = (denoised - previous) * (h / h1)
+            if len(history) == 2:
+                oldest, h2 = history[1]
+                bend = (slope - (previous - oldest) * (h / h2)) * (h / (h1 + h2))
+                x = x + (slope + bend * (h1 / h)) * phi2 - bend * (phi2 / e - 0.5)
+            else:
+                x = x + slope * phi2
+        x = x + noise(step) * (sigma_next * sqrt(moved))
+        history = [(denoised, h), *history[:1]]
+    return x
+
+
+SAMPLERS: dict[str, Callable[..., Latent]] = {
+    "dpmpp-3m-sde": sample_dpmpp_3m_sde,
+    "dpmpp-2m-sde": sample_dpmpp_2m_sde,
+    "dpmpp-2m": sample_dpmpp_2m,
+}

@@ -1,0 +1,77 @@
+"""Decoded audio becomes a WAV file: trimmed, peak-normalised, 16-bit PCM, written whole or not at all."""
+
+from __future__ import annotations
+
+import uuid
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from ..engines.errors import UserError
+
+FULL_SCALE = 32767  # largest 16-bit sample; -32768 is not used, so that the scale is symmetric
+
+
+def finish(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """Decoder output as it is to be heard.
+
+    audio float32 [channels, n]; the first `samples` of each channel are kept -> float32 [2 or more, min(n,
+    samples)] in -1..1, the largest at 1; mono becomes stereo. Audio that 16 bits would not tell from silence
+    stays as quiet as it is. Raises UserError for NaN or infinity among the kept samples.
+    """
+    kept = _stereo(np.asarray(audio, dtype=np.float32)[:, :samples])
+    _require_finite(kept)
+    peak = float(np.abs(kept).max(initial=0.0))
+    if peak < 0.5 / FULL_SCALE:
+        return kept.copy()
+    return np.clip(kept / np.float32(peak), -1.0, 1.0)
+
+
+def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) -> None:
+    """Write `audio` as 16-bit PCM at `sample_rate` Hz.
+
+    audio float32 [channels, n], clipped to -1..1; mono becomes stereo. Missing parent folders are created.
+    The file is written under a temporary name beside `path` and renamed, so an older file is replaced whole
+    or left alone. Raises UserError for NaN or infinity, or when `path` cannot be written.
+    """
+    path = Path(path)
+    audio = _stereo(np.asarray(audio, dtype=np.float32))
+    _require_finite(audio)
+    pcm = np.rint(np.clip(audio, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
+    encoded = BytesIO()
+    soundfile.write(encoded, pcm.T, sample_rate, format="WAV", subtype="PCM_16")
+    temporary = path.parent / f".{uuid.uuid4().hex}.wav.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(encoded.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose another place with --output"
+        ) from error
+    finally:
+        _discard(temporary)
+
+
+def _discard(path: Path) -> None:
+    """Remove `path` if it is there; a parent that is no folder has nothing to remove."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _stereo(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.repeat(audio, 2, axis=0) if audio.shape[0] == 1 else audio
+
+
+def _require_finite(audio: NDArray[np.float32]) -> None:
+    bad = audio.size - int(np.isfinite(audio).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {audio.size} audio samples are NaN or infinite, so no sound was written: "
+            "the engine is broken, see `dit-trt diff`, then build it again"
+        )

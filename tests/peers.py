@@ -1,0 +1,80 @@
+"""The reference implementations the tests compare with, imported without their dependency chains."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytest
+
+INSTALL = {
+    "stable_audio_tools": "pip install --no-deps stable-audio-tools==0.0.19; pip install einops einops-exts",
+    "k_diffusion": "pip install --no-deps k-diffusion==0.1.1.post1; pip install pillow tqdm",
+    "diffusers": "pip install diffusers",
+}
+
+
+def require(name: str, load: Callable[[str], ModuleType] = importlib.import_module) -> ModuleType:
+    """Import module `name`; a peer that is missing skips the test here and fails it in CI."""
+    try:
+        return load(name)
+    except Exception as error:  # a broken torchaudio raises OSError, not ImportError
+        top = name.partition(".")[0]
+        message = f"{name} cannot be imported ({error!r}): {INSTALL.get(top, f'pip install {top}')}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def k_diffusion(name: str) -> ModuleType:
+    """One of the real modules `k_diffusion.sampling`, `.external`, `.utils`, through `require`."""
+    return require(f"k_diffusion.{name}", _import_k_diffusion)
+
+
+def _import_k_diffusion(name: str) -> ModuleType:
+    """Import a submodule of k-diffusion without its `__init__` (which needs CLIP, kornia, wandb, ...).
+
+    The package is replaced by a bare one on the same folder. What its modules import but these tests never
+    call (image transforms, ODE and Brownian-path solvers) is a stand-in during the import and gone after it.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.machinery.PathFinder.find_spec("k_diffusion")
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'k_diffusion'")
+    package = ModuleType("k_diffusion")
+    package.__path__ = list(spec.submodule_search_locations or [])
+    with _stand_ins("torchvision.transforms.functional", "torchdiffeq.odeint", "torchsde", "scipy.integrate"):
+        sys.modules["k_diffusion"] = package
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _stand_ins(*names: str) -> Iterator[None]:
+    """Make each dotted name importable as empty modules, where its top level is not loaded already."""
+    added = []
+    for name in names:
+        parts = name.split(".")
+        if parts[0] in sys.modules and parts[0] not in added:
+            continue
+        parent: ModuleType | None = None
+        for depth, part in enumerate(parts, start=1):
+            path = ".".join(parts[:depth])
+            module = ModuleType(path)
+            module.__path__ = []
+            sys.modules[path] = module
+            added.append(path)
+            if parent is not None:
+                setattr(parent, part, module)
+            parent = module
+    try:
+        yield
+    finally:
+        for path in added:
+            del sys.modules[path]

@@ -1,0 +1,212 @@
+"""A recipe becomes a bundle: checkpoint, calibration table, smoothing, Q/DQ graphs, engine check, manifest."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from ..engines.base import choose_backend, open_engine
+from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_manifest
+from ..engines.errors import UserError
+from ..exporters.checkpoint import Checkpoint
+from ..exporters.float_graphs import GRAPHS, export_topologies
+from ..exporters.lint import lint
+from ..exporters.linears import Linear
+from ..exporters.qdq import QuantizedLinear, write_graph
+from ..runtime.pipeline import Settings, graph_shapes
+from .quantizers import quantize_weight
+from .recipe import Recipe
+from .smoothing import Smoothing, activation_scale, fold
+
+Float = NDArray[np.float32]
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build: the bundle, and how many Linears were asked for and really run in int8."""
+
+    bundle: Bundle
+    linears: int
+    int8_linears: int
+
+
+def quantize_model(
+    checkpoint: Checkpoint, recipe: Recipe, absmax: Mapping[str, Float]
+) -> tuple[Smoothing, dict[str, QuantizedLinear]]:
+    """Smoothing and quantized Linears of a checkpoint; weights are read (and read again) one Linear at a time.
+
+    absmax: by Linear name, absmax of its input channels at every calibrated step, [steps, in].
+    """
+    chosen = recipe.chosen(checkpoint.linears)
+    missing = [linear.name for linear in chosen if linear.name not in absmax]
+    if missing:
+        raise UserError(f"the calibration table lacks {missing[0]}; calibrate again with --recalibrate")
+
+    def absmax_w(linear: Linear) -> Float:
+        return np.abs(checkpoint.tensor(linear.key())).max(axis=0)
+
+    smoothing = fold(chosen, checkpoint.sizes.dit, absmax, absmax_w, recipe.alpha)
+    scales = {
+        linear.name: activation_scale(absmax[linear.name], smoothing.factor[linear.name]) for linear in chosen
+    }
+    shared = [name for name in scales if name.endswith("cross_attn.to_kv")]
+    for name in shared:  # one tensor is read by all of them, so it gets one range
+        scales[name] = max(scales[other] for other in shared)
+
+    def quantized(linear: Linear) -> QuantizedLinear:
+        def weight(part: str) -> tuple[NDArray[np.int8], Float]:
+            """Quantized under its own s; the row fold leaves the integers as they are and scales the scales."""
+            original = checkpoint.tensor(linear.graph_name(part)) * smoothing.factor[linear.name]
+            integers, scale = quantize_weight(original)
+            rows = smoothing.rows.get(linear.name)
+            return integers, scale if rows is None else scale * rows[linear.rows(part)]
+
+        return QuantizedLinear(linear, float(scales[linear.name]), weight)
+
+    return smoothing, {linear.name: quantized(linear) for linear in chosen}
+
+
+def folded_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Callable[[str], NDArray]:
+    """The float weights of the smoothed model by graph name: equal to the original as a function, not as numbers."""
+    parts = {linear.graph_name(part): (linear, part) for linear in checkpoint.linears for part in linear.parts}
+
+    def weight(name: str) -> NDArray:
+        value = checkpoint.tensor(name)
+        if name in parts:
+            return smoothing.weight(*parts[name], value)
+        return smoothing.vector(name, value)
+
+    return weight
+
+
+def write_graphs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    smoothing: Smoothing | None = None,
+    quantized: Mapping[str, QuantizedLinear] | None = None,
+    say: Say = lambda message: None,
+) -> None:
+    """Write the four graphs with float, folded or quantized weights into `folder`, and lint them."""
+    weights = folded_weights(checkpoint, smoothing or Smoothing())
+    topologies = export_topologies(checkpoint.config, home() / "graphs")
+    for name in GRAPHS:
+        say(f"writing {name}.onnx")
+        write_graph(topologies[name], folder / f"{name}.onnx", weights, quantized)
+        lint(folder / f"{name}.onnx")
+
+
+def bundle_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    sizes, dit = checkpoint.sizes, checkpoint.sizes.dit
+    return {
+        "io_channels": dit.io_channels,
+        "embed_dim": dit.embed_dim,
+        "depth": dit.depth,
+        "num_heads": dit.num_heads,
+        "dim_heads": dit.dim_heads,
+        "cond_dim": dit.cond_token_dim,
+        "prompt_tokens": sizes.prompt_tokens,
+        "context_tokens": sizes.context_tokens,
+        "max_latents": sizes.max_latents,
+        "downsampling_ratio": sizes.downsampling_ratio,
+        "sample_rate": sizes.sample_rate,
+    }
+
+
+def build(
+    recipe: Recipe | None = None,
+    model: str = "demo",
+    backend: str = "auto",
+    output: Path | None = None,
+    absmax: Mapping[str, Float] | None = None,
+    say: Say = lambda message: None,
+) -> Built:
+    """Build one bundle and prove it: every Linear asked for runs in int8, by the runtime's own account.
+
+    absmax: the calibration table (see calibrate); needed unless the method is `none`.
+    Raises UserError for a bad model or recipe, and when a Linear lost its int8 kernel. Nothing is left behind then.
+    """
+    recipe = recipe or Recipe()
+    backend = choose_backend(backend)
+    checkpoint = Checkpoint.open(model)
+    chosen = recipe.chosen(checkpoint.linears)
+    if chosen and absmax is None:
+        raise UserError(f"method {recipe.method} needs a calibration table")
+    target = output or bundles_folder() / bundle_name(checkpoint.name, recipe, backend)
+    with new_bundle(target) as folder:
+        say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
+        smoothing, quantized = (
+            quantize_model(checkpoint, recipe, absmax) if absmax and chosen else (Smoothing(), {})
+        )
+        write_graphs(checkpoint, folder, smoothing, quantized, say)
+        save_file(_scales(smoothing, quantized), folder / "scales.safetensors")
+        shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
+        say(f"compiling with {backend}, reading back its kernels")
+        lost = lost_linears(folder, backend, bundle_sizes(checkpoint), chosen)
+        if lost:
+            raise UserError(
+                f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
+                "exclude them with --exclude or choose another backend"
+            )
+        write_manifest(folder, _manifest(checkpoint, model, recipe, backend, len(chosen)))
+    return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
+
+
+def bundle_name(model: str, recipe: Recipe, backend: str) -> str:
+    return f"{model}-{recipe.method}-{recipe.bits}-{backend}-{recipe.digest}"
+
+
+def lost_linears(folder: Path, backend: str, sizes: dict[str, int], chosen: list[Linear]) -> list[str]:
+    """Names of the Linears of which any MatMul does not run as int8 x int8 in the compiled conditioning and step."""
+    found: set[str] = set()
+    shapes = graph_shapes(sizes, steps=Settings().steps)
+    for graph in {linear.graph for linear in chosen}:
+        found |= open_engine(backend, folder / f"{graph}.onnx", shapes[graph]).int8_matmuls()
+    return [
+        linear.name
+        for linear in chosen
+        if any(linear.graph_name(part).removesuffix(".weight") not in found for part in linear.parts)
+    ]
+
+
+def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> dict[str, NDArray]:
+    tensors: dict[str, NDArray] = {f"smoothing/{name}": s for name, s in smoothing.factor.items()}
+    for name, item in quantized.items():
+        tensors[f"activation_scale/{name}"] = np.array([item.activation_scale], np.float32)
+    return tensors
+
+
+def _manifest(checkpoint: Checkpoint, model: str, recipe: Recipe, backend: str, linears: int) -> dict:
+    settings = Settings()
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(),
+        "backend": backend,
+        "recipe": recipe.to_dict(),
+        "linears": linears,
+        "int8_linears": linears,
+        "model": {
+            "name": checkpoint.name,
+            "source": model if model == "demo" else str(Path(model).expanduser().resolve()),
+            "digest": checkpoint.digest,
+            "licence": checkpoint.licence,
+            "pretransform": checkpoint.config["model"]["pretransform"],
+        },
+        "sizes": bundle_sizes(checkpoint),
+        "schedule": {
+            "steps": settings.steps,
+            "sampler": settings.sampler,
+            "cfg": settings.cfg_scale,
+            "seed": settings.seed,
+            "sigma_min": settings.sigma_min,
+            "sigma_max": settings.sigma_max,
+        },
+        "versions": {name: version(name) for name in ("dit-trt", "onnx", "torch", backend)},
+    }

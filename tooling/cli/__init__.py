@@ -1,0 +1,41 @@
+"""The `dit-trt` command: one module a subcommand, loaded when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "build": "Quantize a model and build its engine bundle.",
+    "run": "Generate sound from prompts.",
+    "diff": "Compare a quantized bundle with FP32, step by step.",
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands' names and one-line helps without importing them: `--help` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return import_module(f".{name}", __package__).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dit-trt", prog_name="dit-trt")
+def main() -> None:
+    """Compile an audio diffusion transformer into INT8 engines and make sound with them.
+
+    \b
+    dit-trt build --method sqs --bits w8a8
+    dit-trt run "dog barking"
+    dit-trt diff
+    """

@@ -1,0 +1,108 @@
+"""What all commands share: --json and --debug, errors as one line, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...engines.errors import UserError
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """A line for the person watching; never on stdout, which belongs to results."""
+    stderr.print(message, markup=False)
+
+
+def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
+    """Wrap a command's body, which returns its JSON object and prints the human's summary with `say` itself.
+
+    Adds --json and --debug. UserError becomes one line and exit code 1; an object with `passed: false` exits 1 too.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(function)
+    def wrapped(as_json: bool, debug: bool, **options: object) -> None:
+        try:
+            result = function(**options)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except click.ClickException:
+            raise
+        except BrokenPipeError:
+            os._exit(1)
+        except UserError as error:
+            if debug:
+                raise
+            _fail(str(error), 1)
+        except ModuleNotFoundError as error:
+            if debug or (error.name or "").startswith("dit_trt"):
+                raise
+            _fail(
+                f"this command needs the package {error.name}, which comes with the build extra: "
+                "pip install 'dit-trt[build]' (see the README for CPU-only torch)",
+                1,
+            )
+        except OSError as error:
+            if debug:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            _fail(f"{error.strerror or error}{where}", 1)
+        if as_json:
+            click.echo(json.dumps(result))
+        if result.get("passed") is False:
+            sys.exit(1)
+
+    return wrapped
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with steps and ETA on a terminal, a line now and then elsewhere; yields `done(n)`."""
+    if not stderr.is_terminal:
+        last = -1
+
+        def done_plainly(n: int) -> None:
+            nonlocal last
+            tenth = 10 * n // max(total, 1)
+            if tenth > last:
+                last = tenth
+                say(f"{description} {n}/{total}")
+
+        yield done_plainly
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda n: bar.update(task, completed=n)
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def path_option(value: str | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()

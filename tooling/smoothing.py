@@ -1,0 +1,141 @@
+"""SmoothQuant for a DiT (paper eq. 1-5) and its folds: absmax tables in, what happens to every weight out.
+
+X^ = X / s costs nothing at run time when 1/s is folded into whatever produced X. Every s is computed from the original
+weights and activations; the folds come after. `Smoothing` holds, for each Linear, the factor on its input columns (s),
+the factor on its output rows (1/s of whoever reads them), and the factors on norms and biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..exporters.dit import DiTConfig
+from ..exporters.linears import DIT_PREFIX, Linear
+
+Float = NDArray[np.float32]
+
+# A channel that calibration saw as (almost) dead is floored here, relative to the layer's largest.
+FLOOR = 1e-5
+
+
+def smoothing_factor(absmax_x: Float, absmax_w: Float, alpha: float) -> Float:
+    """s[j] = absmax_x[j]^alpha / absmax_w[j]^(1 - alpha) (eq. 3). absmax_x may be [in] or [steps, in].
+
+    Both are floored at 1e-5 of the largest, so that s is finite and positive with dead channels; a layer that saw
+    nothing but zeros is not smoothed (s = 1).
+    """
+    x, w = (_floored(a) for a in (absmax_x, absmax_w))
+    return (x**alpha / w ** (1 - alpha)).astype(np.float32)
+
+
+def _floored(absmax: Float) -> NDArray[np.float64]:
+    largest = float(absmax.max())
+    if largest == 0:
+        return np.ones_like(absmax, dtype=np.float64)
+    return np.maximum(absmax.astype(np.float64), FLOOR * largest)
+
+
+def activation_scale(absmax_x: Float, s: Float) -> np.float32:
+    """delta = max over steps and channels of (absmax_x / s) / 127: the static range of the smoothed activation."""
+    delta = float((absmax_x / s).max()) / 127
+    return np.float32(delta if delta > 0 else 1.0)
+
+
+@dataclass
+class Smoothing:
+    """Factors by Linear name (`columns`, `rows`) and by graph weight name (`vectors`: norms), all float32.
+
+    `factor[name]` is a Linear's own s, also when nothing is quantized with it; a Linear that is not smoothed has none.
+    """
+
+    factor: dict[str, Float] = field(default_factory=dict)
+    rows: dict[str, Float] = field(default_factory=dict)
+    vectors: dict[str, Float] = field(default_factory=dict)
+
+    def weight(self, linear: Linear, part: str, weight: Float) -> Float:
+        """The original W [rows of part, in] as the folded graph has it: W * s * rows."""
+        if linear.name in self.factor:
+            weight = weight * self.factor[linear.name]
+        if linear.name in self.rows:
+            weight = weight * self.rows[linear.name][linear.rows(part), None]
+        return weight
+
+    def vector(self, name: str, value: NDArray) -> NDArray:
+        """A norm's gain, a bias or `to_cond_embed.2.weight` with its fold."""
+        factor = self.vectors.get(name)
+        if factor is None:
+            return value
+        return value * (factor if value.ndim == 1 else factor[:, None])
+
+
+def fold(
+    linears: list[Linear],
+    config: DiTConfig,
+    absmax_x: Mapping[str, Float],
+    absmax_w: Callable[[Linear], Float],
+    alpha: float,
+) -> Smoothing:
+    """Static smoothing (SQS) of `linears`, the ones that will be quantized.
+
+    absmax_x: by Linear name, [steps, in]; its max over the steps is used. absmax_w(linear): [in], of the original W.
+    """
+    smoothing = Smoothing()
+    everything = {linear.name: linear for linear in linears}
+    kv = [linear for linear in linears if linear.kind == "cross_attn.to_kv"]
+    for linear in linears:
+        if linear.kind == "cross_attn.to_kv":
+            continue
+        x, w = absmax_x[linear.name].max(axis=0), absmax_w(linear)
+        if linear.kind == "cross_attn.to_out":
+            x, w = _over_readers(x, config), _over_readers(w, config)
+        s = smoothing_factor(x, w, alpha)
+        smoothing.factor[linear.name] = s
+        _fold_one(smoothing, linear, s, config)
+    if kv:
+        # All blocks read one context: one s for all, folded into the bias-less Linear that makes it.
+        x = np.max([absmax_x[linear.name].max(axis=0) for linear in kv], axis=0)
+        w = np.max([absmax_w(linear) for linear in kv], axis=0)
+        s = smoothing_factor(x, w, alpha)
+        smoothing.vectors[DIT_PREFIX + "to_cond_embed.2.weight"] = 1 / s
+        for linear in everything.values():
+            if linear.kind == "cross_attn.to_kv":
+                smoothing.factor[linear.name] = s
+    return smoothing
+
+
+def _fold_one(smoothing: Smoothing, linear: Linear, s: Float, config: DiTConfig) -> None:
+    layer = f"transformer.layers.{linear.block}."
+    match linear.kind:
+        case "self_attn.to_qkv" | "cross_attn.to_q" | "ff.ff.0.proj":
+            norm = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm"}.get(
+                linear.kind, "ff_norm"
+            )
+            for parameter in ("gamma", "beta"):
+                smoothing.vectors[f"{DIT_PREFIX}{layer}{norm}.{parameter}"] = 1 / s
+        case "self_attn.to_out":
+            _rows(smoothing, layer + "self_attn.to_qkv", 3 * config.embed_dim, 2 * config.embed_dim, s)
+        case "cross_attn.to_out":
+            kv = s.reshape(config.kv_heads, -1, config.dim_heads)[:, 0].reshape(-1)
+            _rows(smoothing, layer + "cross_attn.to_kv", 2 * kv.size, kv.size, kv)
+        case "ff.ff.2":
+            _rows(smoothing, layer + "ff.ff.0.proj", 2 * config.ff_inner, 0, s)
+            smoothing.vectors[f"{DIT_PREFIX}{layer}ff.ff.0.proj.value.bias"] = 1 / s
+        case kind:
+            raise ValueError(f"no fold is known for {kind}")
+
+
+def _rows(smoothing: Smoothing, name: str, size: int, start: int, s: Float) -> None:
+    """Fold 1/s into the output rows start..start+len(s) of the Linear `name`."""
+    factor = np.ones(size, np.float32)
+    factor[start : start + s.size] = 1 / s
+    smoothing.rows[name] = factor
+
+
+def _over_readers(absmax: Float, config: DiTConfig) -> Float:
+    """[query heads * dim] -> the same, each the max over the query heads that read one kv head (repeat_interleave)."""
+    grouped = absmax.reshape(config.kv_heads, -1, config.dim_heads)
+    return np.broadcast_to(grouped.max(axis=1, keepdims=True), grouped.shape).reshape(-1)
