@@ -23,9 +23,7 @@ def read_prompts(path: str | Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(
-            f"no prompt file {path}: give a text file with one prompt a line, or AudioCaps' CSV"
-        ) from None
+        raise UserError(f"no prompt file {path}: give a text file with one prompt a line, or AudioCaps' CSV") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
@@ -48,9 +46,7 @@ def choose_prompts(prompts: Sequence[str], count: int, seed: int) -> list[str]:
     the same seed. Raises UserError when `count` is not in 1..len(prompts).
     """
     if not 1 <= count <= len(prompts):
-        raise UserError(
-            f"cannot choose {count} of {len(prompts)} prompts: use --num-prompts 1 to {len(prompts)}"
-        )
+        raise UserError(f"cannot choose {count} of {len(prompts)} prompts: use --num-prompts 1 to {len(prompts)}")
     ranked = sorted(range(len(prompts)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     return [prompts[i] for i in sorted(ranked[:count])]
 
@@ -73,10 +69,13 @@ def _captions(path: Path, text: str) -> list[str]:
         for row in reader:
             caption = (row[CAPTION_COLUMN] or "").strip()
             if not caption:
-                raise UserError(
-                    f"{path}, line {reader.line_num}: the caption is empty; complete or delete the row"
-                )
+                raise UserError(f"{path}, line {reader.line_num}: the caption is empty; complete or delete the row")
             captions.append(caption)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
     return captions
+
+
+def heldout_prompts() -> list[str]:
+    """The prompts that calibration never sees; comparisons run on them."""
+    return read_prompts(Path(__file__).with_name("heldout.txt"))

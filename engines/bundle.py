@@ -57,9 +57,7 @@ class Bundle:
         try:
             manifest = json.loads(path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{folder} is not a bundle (no {MANIFEST}); make one with: dit-trt build"
-            ) from None
+            raise UserError(f"{folder} is not a bundle (no {MANIFEST}); make one with: dit-trt build") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); build the bundle again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -68,6 +66,9 @@ class Bundle:
         missing = {"backend", "created", "files", "model", "recipe", "schedule", "sizes"} - manifest.keys()
         if missing:
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}; build the bundle again")
+        files = manifest["files"]
+        if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+            raise UserError(f"{path} is damaged (files); build the bundle again")
         self.manifest: dict = manifest
         for name, entry in self.manifest["files"].items():
             file = self.path(name)
@@ -99,6 +100,9 @@ class Bundle:
         return self
 
 
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+
 
 @contextlib.contextmanager
 def new_bundle(target: Path) -> Iterator[Path]:
@@ -111,20 +115,23 @@ def new_bundle(target: Path) -> Iterator[Path]:
         raise UserError(f"{target} exists and is not a bundle; choose another --output")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = work.with_name(work.name + ".old")
     try:
         yield work
         if not (work / MANIFEST).is_file():
             raise AssertionError("a bundle was finished without a manifest")
         work.chmod(0o755)
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.rename(old / target.name)
-            work.rename(target)
-            shutil.rmtree(old)
-        else:
-            work.rename(target)
+            target.rename(old)
+        work.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
@@ -160,7 +167,5 @@ def find_bundle(name: str | None, quantized: bool = False) -> Bundle:
         raise UserError(f"no bundle {name!r}" + (f"; there are: {known}" if known else "; dit-trt build makes one"))
     bundles = [b for b in list_bundles() if not quantized or b.manifest["recipe"]["method"] != "none"]
     if not bundles:
-        raise UserError(
-            "there is no bundle yet; make one with: dit-trt build --method sqs --bits w8a8"
-        )
+        raise UserError("there is no bundle yet; make one with: dit-trt build --method sqs --bits w8a8")
     return bundles[0]

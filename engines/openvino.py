@@ -31,9 +31,7 @@ class OpenVINOEngine:
     ):
         core = ov.Core()
         if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
-            raise UserError(
-                f"OpenVINO has no device {device!r} here; available: {', '.join(core.available_devices)}"
-            )
+            raise UserError(f"OpenVINO has no device {device!r} here; available: {', '.join(core.available_devices)}")
         model = core.read_model(path)
         model.reshape({name: list(shape) for name, shape in shapes.items()})
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

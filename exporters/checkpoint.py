@@ -106,9 +106,7 @@ def _read_config(path: Path) -> dict:
     try:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} has no model_config.json: not a folder in stable-audio-tools' layout"
-        ) from None
+        raise UserError(f"{path.parent} has no model_config.json: not a folder in stable-audio-tools' layout") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):

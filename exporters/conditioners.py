@@ -74,13 +74,11 @@ class MultiConditioner(nn.Module):
         for entry in conditioning["configs"]:
             kind, config = entry["type"], entry["config"]
             if kind == "number":
-                module: nn.Module = NumberConditioner(dim, config["min_val"], config["max_val"])
+                module: nn.Module = NumberConditioner(dim, config.get("min_val", 0), config.get("max_val", 1))
             elif kind == "token_table":
                 module = TokenTableConditioner(dim, config["vocab_size"], config["max_length"])
             else:
-                raise UserError(
-                    f"the conditioner {entry['id']!r} is of type {kind!r}; supported: number, token_table"
-                )
+                raise UserError(f"the conditioner {entry['id']!r} is of type {kind!r}; supported: number, token_table")
             self.conditioners[entry["id"]] = module
         missing = [name for name in expected if name not in self.conditioners]
         if missing:

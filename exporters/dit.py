@@ -55,55 +55,66 @@ class DiTConfig:
         Raises UserError naming every setting this module does not implement: a config is refused, never guessed.
         """
         try:
-            diffusion = model_config["model"]["diffusion"]
+            diffusion = dict(model_config["model"]["diffusion"])
             config = dict(diffusion["config"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"model_config.json has no model.diffusion.config ({error})") from None
-        supported = {
-            "patch_size": 1,
-            "project_cond_tokens": False,
-            "project_global_cond": True,
-            "transformer_type": "continuous_transformer",
-            "global_cond_type": "prepend",
-            "timestep_cond_type": "global",
-            "input_concat_dim": 0,
-            "prepend_cond_dim": 0,
-            "num_memory_tokens": 0,
-        }
-        faults = []
-        for name, value, expected in (
-            ("model_type", model_config.get("model_type"), "diffusion_cond"),
-            ("model.diffusion.type", diffusion.get("type"), "dit"),
-            ("diffusion_objective", diffusion.get("diffusion_objective", "v"), "v"),
-        ):
-            if value != expected:
-                faults.append(f"{name}={value!r} (only {expected!r})")
-        for name, expected in supported.items():
-            # The one default of stable-audio-tools that is not what Stable Audio Open uses.
-            value = config.pop(name, True if name == "project_cond_tokens" else expected)
-            if value != expected:
-                faults.append(f"{name}={value!r} (only {expected!r})")
-        ff = dict(config.pop("ff_kwargs", {}))
-        sizes = {}
-        for name in ("io_channels", "embed_dim", "depth", "num_heads", "cond_token_dim", "global_cond_dim"):
-            value = config.pop(name, None)
-            if not isinstance(value, int) or value < 1:
-                faults.append(f"{name}={value!r} (a positive integer)")
-            else:
-                sizes[name] = value
+            ff = dict(config.pop("ff_kwargs", None) or {})
+            attention = dict(config.pop("attn_kwargs", None) or {})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"model_config.json has no usable model.diffusion.config ({error})") from None
+        faults = [
+            f"{name}={value!r} (only {expected!r})"
+            for name, value, expected in (
+                ("model_type", model_config.get("model_type"), "diffusion_cond"),
+                ("model.diffusion.type", diffusion.get("type"), "dit"),
+                ("diffusion_objective", diffusion.get("diffusion_objective", "v"), "v"),
+                ("attn_kwargs.qk_norm", attention.pop("qk_norm", "none"), "none"),
+                # The one default of stable-audio-tools that is not what Stable Audio Open uses.
+                ("project_cond_tokens", config.pop("project_cond_tokens", True), False),
+                *((name, config.pop(name, only), only) for name, only in _ONLY.items()),
+            )
+            if value != expected
+        ]
+        sizes = {name: config.pop(name, None) for name in _SIZES}
+        faults += [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not _is_size(value)]
         mult = ff.pop("mult", 4)
-        faults += [f"{name}={value!r} (unknown)" for name, value in {**config, **ff}.items()]
+        if isinstance(mult, bool) or not isinstance(mult, int | float) or mult <= 0:
+            faults.append(f"ff_kwargs.mult={mult!r} (a positive number)")
+        faults += [f"{name}={value!r} (unknown)" for name, value in {**config, **ff, **attention}.items()]
+        if all(_is_size(value) for value in sizes.values()):
+            faults += _shape_faults(sizes)
         if faults:
             raise UserError("this model's configuration is not supported: " + "; ".join(faults))
-        self = cls(**sizes, ff_mult=mult)
-        if self.embed_dim % self.num_heads or self.dim_heads < 32:
-            raise UserError(f"embed_dim {self.embed_dim} / num_heads {self.num_heads} must be a whole number >= 32")
-        if self.cond_token_dim % self.dim_heads or self.num_heads % self.kv_heads:
-            raise UserError(
-                f"cond_token_dim {self.cond_token_dim} must hold whole heads of {self.dim_heads} that divide "
-                f"the {self.num_heads} query heads"
-            )
-        return self
+        return cls(**sizes, ff_mult=mult)
+
+
+_SIZES = ("io_channels", "embed_dim", "depth", "num_heads", "cond_token_dim", "global_cond_dim")
+_ONLY = {
+    "patch_size": 1,
+    "project_global_cond": True,
+    "transformer_type": "continuous_transformer",
+    "global_cond_type": "prepend",
+    "timestep_cond_type": "global",
+    "input_concat_dim": 0,
+    "prepend_cond_dim": 0,
+    "num_memory_tokens": 0,
+    "rotary_pos_emb": True,
+    "causal": False,
+}
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _shape_faults(sizes: Mapping[str, int]) -> list[str]:
+    """Heads must be whole, wide enough for RoPE, and shared evenly by the query heads."""
+    dim, heads, cond = sizes["embed_dim"], sizes["num_heads"], sizes["cond_token_dim"]
+    if dim % heads or dim // heads < 32:
+        return [f"embed_dim {dim} / num_heads {heads} must be a whole number >= 32"]
+    width = dim // heads
+    if cond % width or heads % (cond // width):
+        return [f"cond_token_dim {cond} must hold whole heads of {width} that divide the {heads} query heads"]
+    return []
 
 
 class FusedLinear(nn.Module):
@@ -131,9 +142,7 @@ class SplitLinear(nn.Module):
     def __init__(self, fused: FusedLinear):
         super().__init__()
         weights = fused.weight.split(list(fused.parts.values()))
-        biases = (
-            fused.bias.split(list(fused.parts.values())) if fused.bias is not None else [None] * len(weights)
-        )
+        biases = fused.bias.split(list(fused.parts.values())) if fused.bias is not None else [None] * len(weights)
         for name, weight, bias in zip(fused.parts, weights, biases):
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
             linear.weight = nn.Parameter(weight.detach().contiguous())
@@ -239,6 +248,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.ff = nn.Sequential(SwiGLU(dim, inner), nn.Identity(), nn.Linear(inner, dim))
 
+    @property
+    def out(self) -> nn.Linear:
+        return self.ff[2]  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.ff(x)
 
@@ -253,6 +266,12 @@ class TransformerBlock(nn.Module):
         self.cross_attn = CrossAttention(dim, config.dim_heads, config.cond_token_dim)
         self.ff_norm = LayerNorm(dim)
         self.ff = FeedForward(dim, config.ff_inner)
+
+    def zero_outputs(self) -> None:
+        """Where training starts: every block is the identity."""
+        for output in (self.self_attn.to_out, self.cross_attn.to_out, self.ff.out):
+            for parameter in output.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor) -> Tensor:
         x = x + self.self_attn(self.pre_norm(x), cos, sin)
@@ -281,6 +300,9 @@ class ContinuousTransformer(nn.Module):
         self.project_out = nn.Linear(config.embed_dim, config.io_channels, bias=False)
         self.rotary_pos_emb = RotaryEmbedding(config.rotary_dim)
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
+
+    def blocks(self) -> list[TransformerBlock]:
+        return list(self.layers)  # type: ignore[arg-type]
 
 
 class FourierFeatures(nn.Module):
@@ -315,9 +337,8 @@ class DiffusionTransformer(nn.Module):
         self.transformer = ContinuousTransformer(config)
         self.preprocess_conv = nn.Conv1d(config.io_channels, config.io_channels, 1, bias=False)
         self.postprocess_conv = nn.Conv1d(config.io_channels, config.io_channels, 1, bias=False)
-        for layer in self.transformer.layers:
-            for output in (layer.self_attn.to_out, layer.cross_attn.to_out, layer.ff.ff[2]):
-                nn.init.zeros_(output.weight)
+        for layer in self.transformer.blocks():
+            layer.zero_outputs()
         nn.init.zeros_(self.preprocess_conv.weight)
         nn.init.zeros_(self.postprocess_conv.weight)
 
@@ -328,7 +349,7 @@ class DiffusionTransformer(nn.Module):
     def context_keys_values(self, cross_attn_cond: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The key and value of every block's cross attention, each [batch, heads, tokens, dim_heads]."""
         context = self.to_cond_embed(cross_attn_cond)
-        return [layer.cross_attn.keys_values(context) for layer in self.transformer.layers]
+        return [layer.cross_attn.keys_values(context) for layer in self.transformer.blocks()]
 
     def step(
         self, x: Tensor, prepend: Tensor, keys_values: list[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
@@ -336,7 +357,7 @@ class DiffusionTransformer(nn.Module):
         """The blocks. prepend [batch, 1, embed_dim] is global + timestep embedding; cos, sin [1 + latents, rotary]."""
         h = (self.preprocess_conv(x) + x).transpose(1, 2)
         h = torch.cat((prepend, self.transformer.project_in(h)), dim=1)
-        for layer, (k, v) in zip(self.transformer.layers, keys_values):
+        for layer, (k, v) in zip(self.transformer.blocks(), keys_values):
             h = layer(h, cos, sin, k, v)
         v_out = self.transformer.project_out(h)[:, 1:].transpose(1, 2)
         return self.postprocess_conv(v_out) + v_out

@@ -15,6 +15,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -86,7 +87,7 @@ class StepGraph(nn.Module):
 
 
 class RopeTables(nn.Module):
-    """cos, sin [tokens, rotary_dim]: weights of the step graph, computed from the checkpoint's inv_freq when written."""
+    """cos, sin [tokens, rotary_dim]: weights of the step graph, made from the checkpoint's inv_freq."""
 
     cos: Tensor
     sin: Tensor
@@ -138,10 +139,10 @@ def _text(model_config: Mapping) -> onnx.ModelProto:
     sizes = ModelSizes(model_config)
     with torch.device("meta"):
         module = TextGraph(MultiConditioner(model_config))
-        ids = torch.zeros(2, sizes.prompt_tokens, dtype=torch.int64)
+        ids, mask = (torch.zeros(2, sizes.prompt_tokens, dtype=torch.int64) for _ in range(2))
     batch = torch.export.Dim("batch")
     inputs, outputs = ["input_ids", "attention_mask"], ["prompt_embeds"]
-    return _export(module, (ids, ids), inputs, outputs, ({0: batch}, {0: batch}))
+    return _export(module, (ids, mask), inputs, outputs, ({0: batch}, {0: batch}))
 
 
 def _conditioning(model_config: Mapping) -> onnx.ModelProto:
@@ -166,7 +167,7 @@ def _step(model_config: Mapping) -> onnx.ModelProto:
         args = (torch.zeros(2, c.io_channels, 7), torch.zeros(2, c.embed_dim), torch.zeros(c.embed_dim), keys)
     batch, latents = torch.export.Dim("batch"), torch.export.Dim("latents", max=sizes.max_latents)
     inputs = ["x", "global_embed", "time_embed", *context_names(c.depth)]
-    dynamic = ({0: batch, 2: latents}, {0: batch}, {}, [{0: batch} for _ in keys])
+    dynamic: tuple = ({0: batch, 2: latents}, {0: batch}, {}, [{0: batch} for _ in keys])
     return _export(module, args, inputs, ["velocity"], dynamic)
 
 
@@ -176,7 +177,7 @@ def _decoder(model_config: Mapping) -> onnx.ModelProto:
         decoder = decoder_from_config(model_config)
         args = (torch.zeros(2, sizes.dit.io_channels, 7),)
     batch, latents = torch.export.Dim("batch"), torch.export.Dim("latents")
-    return _export(_Named(decoder), args, ["latents"], [decoder.output_name], ({0: batch, 2: latents},))
+    return _export(_Named(decoder), args, ["latents"], [str(decoder.output_name)], ({0: batch, 2: latents},))
 
 
 class _Named(nn.Module):
@@ -198,15 +199,15 @@ class _Functional(nn.Module):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        object.__setattr__(self, "module", module)  # not registered: it must bring no parameters of its own
+        self._call = partial(torch.func.functional_call, module)  # not a submodule: it brings no parameters of its own
 
     def forward(self, weights: dict[str, Tensor], *args: Tensor | list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        return torch.func.functional_call(self.module, weights, args)
+        return self._call(weights, args)
 
 
-def _export(
-    module: nn.Module, args: tuple, inputs: list[str], outputs: list[str], dynamic: tuple
-) -> onnx.ModelProto:
+def _export(module: nn.Module, args: tuple, inputs: list[str], outputs: list[str], dynamic: tuple) -> onnx.ModelProto:
+    flat = [tensor for arg in args for tensor in (arg if isinstance(arg, list) else [arg])]
+    assert len({id(tensor) for tensor in flat}) == len(flat), "the exporter takes one tensor given twice for one input"
     split_fused(module)
     module.eval().requires_grad_(False)
     weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -217,9 +218,7 @@ def _export(
             dynamic_shapes=({name: {} for name in weights}, dynamic),
             strict=False,
         )
-        program = torch.onnx.export(
-            exported, dynamo=True, opset_version=OPSET, output_names=outputs, verbose=False
-        )
+        program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, output_names=outputs, verbose=False)
     assert program is not None
     model = program.model_proto
     names = [_checkpoint_name(name) for name in weights] + inputs

@@ -1,4 +1,4 @@
-"""The table of decoders: a `pretransform` type of model_config.json -> the module that turns latents into its output."""
+"""The table of decoders: a `pretransform` type of model_config.json -> the module that decodes latents."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ def is_weight(value: onnx.ValueInfoProto) -> bool:
 
 def matmuls_by_weight(graph: onnx.GraphProto) -> dict[str, tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Weight name -> (its Transpose, the MatMul that reads it), for every `x @ W^T` of a weightless graph."""
-    transposes = {
-        node.output[0]: node for node in graph.node if node.op_type == "Transpose" and "." in node.input[0]
-    }
+    transposes = {node.output[0]: node for node in graph.node if node.op_type == "Transpose" and "." in node.input[0]}
     return {
         transposes[node.input[1]].input[0]: (transposes[node.input[1]], node)
         for node in graph.node
@@ -127,12 +125,10 @@ def _insert_qdq(graph: onnx.GraphProto, quantized: Mapping[str, QuantizedLinear]
     return packed
 
 
-def _activation_pair(
-    graph: onnx.GraphProto, base: str, x: str, scale: float, nodes: list[onnx.NodeProto]
-) -> str:
+def _activation_pair(graph: onnx.GraphProto, base: str, x: str, scale: float, nodes: list[onnx.NodeProto]) -> str:
     """Q and DQ of one tensor with a per-tensor scale; Linears that read the same tensor share the pair."""
-    graph.initializer.append(numpy_helper.from_array(np.float32(scale).reshape(()), f"{base}.x_scale"))
-    graph.initializer.append(numpy_helper.from_array(np.int8(0).reshape(()), f"{base}.x_zero_point"))
+    graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), f"{base}.x_scale"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), f"{base}.x_zero_point"))
     parameters = [f"{base}.x_scale", f"{base}.x_zero_point"]
     nodes.append(helper.make_node("QuantizeLinear", [x, *parameters], [f"{base}.x_q"], name=f"{base}.x_q"))
     nodes.append(
@@ -161,10 +157,8 @@ class DataFile:
             return numpy_helper.from_array(array, name)
         offset = math.ceil(self._file.tell() / ALIGNMENT) * ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
-        self._file.write(memoryview(array).cast("B"))
-        tensor = TensorProto(
-            name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape
-        )
+        self._file.write(array.data)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.path.name), ("offset", offset), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
-import numpy as np
 
 from .linears import Linear
 from .qdq import matmuls_by_weight
@@ -33,9 +32,7 @@ def add_taps(topology: onnx.ModelProto, linears: Iterable[Linear]) -> onnx.Model
             continue
         x = matmuls[weight][1].input[0]
         width = f"{linear.name}/shape"
-        graph.initializer.append(
-            numpy_helper.from_array(np.array([-1, linear.in_features], np.int64), width)
-        )
+        graph.initializer.append(numpy_helper.from_array(np.array([-1, linear.in_features], np.int64), width))
         flat = f"{linear.name}/flat"
         graph.node.extend(
             [
@@ -46,9 +43,7 @@ def add_taps(topology: onnx.ModelProto, linears: Iterable[Linear]) -> onnx.Model
             ]
         )
         for kind, shape in (("max", [linear.in_features]), ("min", [linear.in_features])):
-            graph.output.append(
-                helper.make_tensor_value_info(f"{kind}/{linear.name}", TensorProto.FLOAT, shape)
-            )
+            graph.output.append(helper.make_tensor_value_info(f"{kind}/{linear.name}", TensorProto.FLOAT, shape))
         graph.output.append(
             helper.make_tensor_value_info(f"rows/{linear.name}", TensorProto.FLOAT, ["n", linear.in_features])
         )

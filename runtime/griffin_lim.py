@@ -35,9 +35,7 @@ def istft(spectrum: np.ndarray, n_fft: int, hop_length: int) -> np.ndarray:
     return audio.ravel()[whole] / weight.ravel()[whole]
 
 
-def griffin_lim(
-    magnitude: np.ndarray, n_fft: int, hop_length: int, iterations: int, seed: int = 0
-) -> np.ndarray:
+def griffin_lim(magnitude: np.ndarray, n_fft: int, hop_length: int, iterations: int, seed: int = 0) -> np.ndarray:
     """Find a sound whose STFT has (nearly) this magnitude.
 
     The fast variant with momentum (Perraudin, Balazs, Sondergaard 2013, "A fast Griffin-Lim algorithm"), from

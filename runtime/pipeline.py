@@ -1,7 +1,7 @@
 """A bundle and a prompt become sound: tokens, conditioning, the sampling loop, the decoder. numpy only.
 
-    >>> pipeline = Pipeline.open(bundle)                                # doctest: +SKIP
-    >>> audio, sample_rate = pipeline("dog barking", seconds=2.5)       # doctest: +SKIP
+>>> pipeline = Pipeline.open(bundle)                                # doctest: +SKIP
+>>> audio, sample_rate = pipeline("dog barking", seconds=2.5)       # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class Pipeline:
     ) -> Iterator[Clip]:
         """Clips of every prompt and variation, in order; the i-th has seed + i and equals its single run exactly.
 
-        on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the first clip for a bad argument.
+        on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the
+        first clip for a bad argument.
         """
         settings = settings or Settings()
         seconds = self.check_seconds(seconds)
@@ -198,9 +199,7 @@ class Pipeline:
         denoise = GuidedDenoiser(engine, conditioning, sigmas, settings.cfg_scale, observe)
         x = noise(0) * np.float32(sigmas[0])
         on_step(-1)
-        return SAMPLERS[settings.sampler](
-            denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step)
-        )
+        return SAMPLERS[settings.sampler](denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step))
 
     def decode(self, latents: Float) -> Float:
         """latents [channels, latents] -> audio float32 [1 or 2, samples], not yet normalised."""

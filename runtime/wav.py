@@ -49,9 +49,7 @@ def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) ->
         temporary.write_bytes(encoded.getvalue())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose another place with --output"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --output") from error
     finally:
         _discard(temporary)
 

@@ -18,8 +18,8 @@ from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_man
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPHS, export_topologies
-from ..exporters.lint import lint
 from ..exporters.linears import Linear
+from ..exporters.lint import lint
 from ..exporters.qdq import QuantizedLinear, write_graph
 from ..runtime.pipeline import Settings, graph_shapes
 from .quantizers import quantize_weight
@@ -54,10 +54,8 @@ def quantize_model(
     def absmax_w(linear: Linear) -> Float:
         return np.abs(checkpoint.tensor(linear.key())).max(axis=0)
 
-    smoothing = fold(chosen, checkpoint.sizes.dit, absmax, absmax_w, recipe.alpha)
-    scales = {
-        linear.name: activation_scale(absmax[linear.name], smoothing.factor[linear.name]) for linear in chosen
-    }
+    smoothing = fold(checkpoint.linears, chosen, checkpoint.sizes.dit, absmax, absmax_w, recipe.alpha)
+    scales = {linear.name: activation_scale(absmax[linear.name], smoothing.factor[linear.name]) for linear in chosen}
     shared = [name for name in scales if name.endswith("cross_attn.to_kv")]
     for name in shared:  # one tensor is read by all of them, so it gets one range
         scales[name] = max(scales[other] for other in shared)
@@ -143,9 +141,7 @@ def build(
     target = output or bundles_folder() / bundle_name(checkpoint.name, recipe, backend)
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
-        smoothing, quantized = (
-            quantize_model(checkpoint, recipe, absmax) if absmax and chosen else (Smoothing(), {})
-        )
+        smoothing, quantized = quantize_model(checkpoint, recipe, absmax) if absmax and chosen else (Smoothing(), {})
         write_graphs(checkpoint, folder, smoothing, quantized, say)
         save_file(_scales(smoothing, quantized), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")

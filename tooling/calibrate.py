@@ -135,9 +135,11 @@ def calibrate(
         journal.begin(index)
         settings = Settings(**{**asdict(plan.settings), "seed": plan.settings.seed + index})
         conditioning = pipeline.condition(plan.prompts[index], settings, seconds)
-        pipeline.sample(
-            conditioning, settings, lambda step, i=index: on_step(i * plan.settings.steps + step + 1)
-        )
+
+        def stepped(step: int, index: int = index) -> None:
+            on_step(index * plan.settings.steps + step + 1)
+
+        pipeline.sample(conditioning, settings, stepped)
         journal.finish(index)
     _save_table(plan, journal, checkpoint)
     shutil.rmtree(plan.folder / "graphs")
@@ -154,9 +156,7 @@ def _tapped_graphs(checkpoint: Checkpoint, folder: Path) -> Path:
     part.mkdir()
     topologies = export_topologies(checkpoint.config, home() / "graphs")
     for name in ("conditioning", "step"):
-        write_graph(
-            add_taps(topologies[name], checkpoint.linears), part / f"{name}.onnx", checkpoint.tensor
-        )
+        write_graph(add_taps(topologies[name], checkpoint.linears), part / f"{name}.onnx", checkpoint.tensor)
     part.rename(folder)
     return folder
 
@@ -338,8 +338,7 @@ def _savez(path: Path, **arrays: NDArray) -> None:
 
 def _save_table(plan: Plan, journal: Journal, checkpoint: Checkpoint) -> None:
     tensors = {
-        name: table.astype(np.float16) if name.startswith("rows/") else table
-        for name, table in journal.tables.items()
+        name: table.astype(np.float16) if name.startswith("rows/") else table for name, table in journal.tables.items()
     }
     metadata = {
         "checkpoint": checkpoint.digest,

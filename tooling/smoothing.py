@@ -7,7 +7,7 @@ the factor on its output rows (1/s of whoever reads them), and the factors on no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,21 +73,21 @@ class Smoothing:
 
 
 def fold(
-    linears: list[Linear],
+    linears: Sequence[Linear],
+    chosen: Sequence[Linear],
     config: DiTConfig,
     absmax_x: Mapping[str, Float],
     absmax_w: Callable[[Linear], Float],
     alpha: float,
 ) -> Smoothing:
-    """Static smoothing (SQS) of `linears`, the ones that will be quantized.
+    """Static smoothing (SQS) of the `chosen` among a model's `linears`.
 
     absmax_x: by Linear name, [steps, in]; its max over the steps is used. absmax_w(linear): [in], of the original W.
     """
     smoothing = Smoothing()
-    everything = {linear.name: linear for linear in linears}
-    kv = [linear for linear in linears if linear.kind == "cross_attn.to_kv"]
-    for linear in linears:
-        if linear.kind == "cross_attn.to_kv":
+    kv = [linear for linear in chosen if linear.kind == "cross_attn.to_kv"]
+    for linear in chosen:
+        if linear in kv:
             continue
         x, w = absmax_x[linear.name].max(axis=0), absmax_w(linear)
         if linear.kind == "cross_attn.to_out":
@@ -96,12 +96,13 @@ def fold(
         smoothing.factor[linear.name] = s
         _fold_one(smoothing, linear, s, config)
     if kv:
-        # All blocks read one context: one s for all, folded into the bias-less Linear that makes it.
+        # All blocks read one context: one s, folded into the bias-less Linear that makes it. So it concerns the
+        # to_kv that stay in float, too.
         x = np.max([absmax_x[linear.name].max(axis=0) for linear in kv], axis=0)
         w = np.max([absmax_w(linear) for linear in kv], axis=0)
         s = smoothing_factor(x, w, alpha)
-        smoothing.vectors[DIT_PREFIX + "to_cond_embed.2.weight"] = 1 / s
-        for linear in everything.values():
+        smoothing.vectors[DIT_PREFIX + "to_cond_embed.2.weight"] = _inverse(s)
+        for linear in linears:
             if linear.kind == "cross_attn.to_kv":
                 smoothing.factor[linear.name] = s
     return smoothing
@@ -111,11 +112,9 @@ def _fold_one(smoothing: Smoothing, linear: Linear, s: Float, config: DiTConfig)
     layer = f"transformer.layers.{linear.block}."
     match linear.kind:
         case "self_attn.to_qkv" | "cross_attn.to_q" | "ff.ff.0.proj":
-            norm = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm"}.get(
-                linear.kind, "ff_norm"
-            )
+            norm = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm"}.get(linear.kind, "ff_norm")
             for parameter in ("gamma", "beta"):
-                smoothing.vectors[f"{DIT_PREFIX}{layer}{norm}.{parameter}"] = 1 / s
+                smoothing.vectors[f"{DIT_PREFIX}{layer}{norm}.{parameter}"] = _inverse(s)
         case "self_attn.to_out":
             _rows(smoothing, layer + "self_attn.to_qkv", 3 * config.embed_dim, 2 * config.embed_dim, s)
         case "cross_attn.to_out":
@@ -123,15 +122,19 @@ def _fold_one(smoothing: Smoothing, linear: Linear, s: Float, config: DiTConfig)
             _rows(smoothing, layer + "cross_attn.to_kv", 2 * kv.size, kv.size, kv)
         case "ff.ff.2":
             _rows(smoothing, layer + "ff.ff.0.proj", 2 * config.ff_inner, 0, s)
-            smoothing.vectors[f"{DIT_PREFIX}{layer}ff.ff.0.proj.value.bias"] = 1 / s
+            smoothing.vectors[f"{DIT_PREFIX}{layer}ff.ff.0.proj.value.bias"] = _inverse(s)
         case kind:
             raise ValueError(f"no fold is known for {kind}")
+
+
+def _inverse(s: Float) -> Float:
+    return (1 / s).astype(np.float32)
 
 
 def _rows(smoothing: Smoothing, name: str, size: int, start: int, s: Float) -> None:
     """Fold 1/s into the output rows start..start+len(s) of the Linear `name`."""
     factor = np.ones(size, np.float32)
-    factor[start : start + s.size] = 1 / s
+    factor[start : start + s.size] = _inverse(s)
     smoothing.rows[name] = factor
 
 

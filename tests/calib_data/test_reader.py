@@ -1,10 +1,11 @@
 """Reading and choosing calibration prompts."""
 
 import pytest
-from dit_trt.calib_data.reader import choose_prompts, default_prompts, read_prompts
-from dit_trt.engines.errors import UserError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dit_trt.calib_data.reader import choose_prompts, default_prompts, read_prompts
+from dit_trt.engines.errors import UserError
 
 SOUNDS = (
     *("dog", "cat", "cow", "rooster", "duck", "owl", "frog", "sheep", "pig", "horse", "rain", "thunder"),
@@ -25,9 +26,7 @@ def refused(path):
 
 def test_text_file(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_bytes(
-        "\ufeff# heading\r\nA dog barks\r\n\r\n  Wind, and rain # not a comment \r\nÉclat\n".encode()
-    )
+    path.write_bytes("\ufeff# heading\r\nA dog barks\r\n\r\n  Wind, and rain # not a comment \r\nÉclat\n".encode())
     assert read_prompts(path) == ["A dog barks", "Wind, and rain # not a comment", "Éclat"]
     assert read_prompts(str(path)) == read_prompts(path)
 
@@ -36,9 +35,7 @@ def test_text_file(tmp_path):
 def test_audiocaps_csv(tmp_path, bom):
     path = tmp_path / "test.CSV"
     path.write_text(
-        bom
-        + HEADER
-        + '103549,7fmOlUlwoNg,0,"Constant rattling, then a ""clang"""\n\n103548,6BJ455B1aAs,10,Wind\n',
+        bom + HEADER + '103549,7fmOlUlwoNg,0,"Constant rattling, then a ""clang"""\n\n103548,6BJ455B1aAs,10,Wind\n',
         encoding="utf-8",
     )
     assert read_prompts(path) == ['Constant rattling, then a "clang"', "Wind"]
@@ -58,9 +55,7 @@ def test_folder(tmp_path):
     assert "cannot read" in refused(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("a.txt", ""), ("a.txt", "# only\n\n"), ("a.csv", ""), ("a.csv", HEADER)]
-)
+@pytest.mark.parametrize(("name", "text"), [("a.txt", ""), ("a.txt", "# only\n\n"), ("a.csv", ""), ("a.csv", HEADER)])
 def test_no_prompts(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)

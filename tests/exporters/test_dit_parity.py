@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from dit_trt.engines.errors import UserError
 from dit_trt.exporters.conditioners import MultiConditioner, NumberConditioner
 from dit_trt.exporters.dit import DiffusionTransformer, DiTConfig, split_fused
@@ -43,9 +44,7 @@ def inputs(config, latents, batch=3, tokens=7):
     return (
         draw(batch, config.io_channels, latents),
         torch.tensor([0.99873, 0.5, 0.18555]),
-        torch.cat(
-            (draw(batch - 1, tokens, config.cond_token_dim), torch.zeros(1, tokens, config.cond_token_dim))
-        ),
+        torch.cat((draw(batch - 1, tokens, config.cond_token_dim), torch.zeros(1, tokens, config.cond_token_dim))),
         draw(batch, config.global_cond_dim),
     )
 
@@ -90,9 +89,7 @@ def theirs_of_stable_audio_tools(config, **changes):
 def test_state_dict_is_that_of_stable_audio_tools(config, latents):
     theirs = theirs_of_stable_audio_tools(config).state_dict()
     ours = DiffusionTransformer(config).state_dict()
-    assert {name: value.shape for name, value in ours.items()} == {
-        name: value.shape for name, value in theirs.items()
-    }
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     assert set(dict(DiffusionTransformer(config).named_parameters())) == set(
         dict(theirs_of_stable_audio_tools(config).named_parameters())
     )
@@ -301,7 +298,7 @@ def test_all_unsupported_settings_are_named_at_once():
         "patch_size=2",
         "num_memory_tokens=64",
         "global_cond_type='adaLN'",
-        "attn_kwargs=",
+        "attn_kwargs.qk_norm='ln'",
         "use_conv=True",
         "depth=0",
     ):

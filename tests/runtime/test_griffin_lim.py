@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from dit_trt.runtime.griffin_lim import griffin_lim, istft, stft
 
 N_FFT, HOP = 1024, 256

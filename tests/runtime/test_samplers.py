@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from dit_trt.runtime.samplers import SAMPLERS, sample_dpmpp_2m
-from dit_trt.runtime.schedule import polyexponential_sigmas, sigma_to_t, v_scalings
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dit_trt.runtime.samplers import SAMPLERS, sample_dpmpp_2m
+from dit_trt.runtime.schedule import polyexponential_sigmas, sigma_to_t, v_scalings
 from peers import k_diffusion
 
 SHAPE = (2, 4, 9)
@@ -64,9 +65,7 @@ def test_every_step_equals_k_diffusion(name, reference, rho, steps):
         ours.append(x)
         return our_denoise(x, sigma, step)
 
-    result = SAMPLERS[name](
-        recorded, x, sigmas, lambda step: normals[step], lambda step, sigma, d: denoised.append(d)
-    )
+    result = SAMPLERS[name](recorded, x, sigmas, lambda step: normals[step], lambda step, sigma, d: denoised.append(d))
     assert len(ours) == len(theirs) == steps
     for step, (expected_x, expected_denoised) in enumerate(theirs):
         assert closest(ours[step], expected_x) < 1e-6, step
@@ -173,9 +172,7 @@ def test_schedule_of_stable_audio_open():
 @pytest.mark.parametrize("rho", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize("steps", [1, 2, 100])
 def test_schedule_equals_k_diffusion(steps, rho):
-    expected = k_diffusion("sampling").get_sigmas_polyexponential(
-        steps, 0.3, 500.0, rho
-    )  # computed in float32
+    expected = k_diffusion("sampling").get_sigmas_polyexponential(steps, 0.3, 500.0, rho)  # computed in float32
     actual = polyexponential_sigmas(steps, 0.3, 500.0, rho)
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=2e-6)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from dit_trt.engines.errors import UserError
-from dit_trt.runtime.wav import finish, write_wav
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from dit_trt.engines.errors import UserError
+from dit_trt.runtime.wav import finish, write_wav
 
 RATE = 44100
 HUGE = float(np.float32(1e30))
@@ -94,9 +95,7 @@ def test_the_file_holds_16_bit_pcm_of_the_samples(tmp_path):
         6,
     )
     pcm, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    np.testing.assert_array_equal(
-        pcm.T, [[32767, -32767, 16384, 0, 0, 32767], [8192, -8192, 0, 0, 0, -32767]]
-    )
+    np.testing.assert_array_equal(pcm.T, [[32767, -32767, 16384, 0, 0, 32767], [8192, -8192, 0, 0, 0, -32767]])
 
 
 @given(hnp.arrays(np.float32, (2, 20), elements=st.floats(-1, 1, width=32)))

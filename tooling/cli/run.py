@@ -62,9 +62,11 @@ def command(
             say(f"note: the last {cut} tokens of the prompt {prompt[:40]!r}... are not seen by this model")
     times: list[float] = []
     with progress("sampling", len(paths) * steps) as done:
-        clips = pipeline.generate(
-            prompts, settings, seconds, negative_prompt, num_variations, lambda clip, step: done(clip * steps + step + 1)
-        )
+
+        def on_step(clip: int, step: int) -> None:
+            done(clip * steps + step + 1)
+
+        clips = pipeline.generate(prompts, settings, seconds, negative_prompt, num_variations, on_step)
         for path, clip in zip(paths, clips):
             write_wav(path, clip.audio, clip.sample_rate)
             times += clip.step_seconds

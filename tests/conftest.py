@@ -1,0 +1,58 @@
+"""Fixtures that the whole suite shares: a home of its own, and one tiny model built once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tiny import write_checkpoint
+
+from dit_trt.engines.bundle import Bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Bundles and caches of the tests never touch the user's."""
+    folder = tmp_path_factory.mktemp("home")
+    before = os.environ.get("DIT_TRT_HOME")
+    os.environ["DIT_TRT_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["DIT_TRT_HOME"]
+    else:
+        os.environ["DIT_TRT_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint folder, random weights, two blocks."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_float(tiny: Path, home: Path) -> Bundle:
+    from dit_trt.tooling.build import build
+    from dit_trt.tooling.recipe import Recipe
+
+    return build(Recipe("none"), str(tiny), "openvino", home / "fixtures" / "tiny-float").bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_table(tiny: Path, home: Path) -> dict[str, NDArray[np.float32]]:
+    """absmax of the tiny model's Linears over 3 prompts x 8 steps."""
+    from dit_trt.tooling.workflow import CalibrationOptions, calibration_table
+
+    options = CalibrationOptions(num_prompts=3, steps=8)
+    return calibration_table(str(tiny), "openvino", options, lambda done: None, lambda message: None)
+
+
+@pytest.fixture(scope="session")
+def tiny_sqs(tiny: Path, home: Path, tiny_table: dict[str, NDArray[np.float32]]) -> Bundle:
+    from dit_trt.tooling.build import build
+    from dit_trt.tooling.recipe import Recipe
+
+    return build(Recipe("sqs"), str(tiny), "openvino", home / "fixtures" / "tiny-sqs", tiny_table).bundle

@@ -1,0 +1,98 @@
+"""`dit-trt diff`: a quantized bundle against FP32, step by step, PASS or FAIL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ...engines.errors import UserError
+from .common import dit_command, progress, say
+
+if TYPE_CHECKING:
+    from ..diff import Difference
+
+EPILOG = """\b
+Examples:
+  dit-trt diff                                the newest quantized bundle
+  dit-trt diff BUNDLE --against OTHER         any two bundles of one model
+  dit-trt diff --min-cosine 0.98 --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("bundle", required=False)
+@click.option("--against", metavar="BUNDLE", help="Reference bundle (default: FP32 of the same checkpoint).")
+@click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.95 for w8a8).")
+@click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
+@click.option("--steps", default=100, show_default=True, help="Sampling steps.")
+@click.option("--cfg", default=7.0, show_default=True, help="Classifier-free guidance scale.")
+@dit_command
+def command(
+    bundle: str | None, against: str | None, min_cosine: float | None, num_prompts: int, steps: int, cfg: float
+) -> dict:
+    """Compare a quantized bundle with FP32, step by step.
+
+    Both engines get the same inputs, recorded from the FP32 trajectory; Polygraphy compares the velocities. Exit code
+    1 when the worst step's mean cosine is under the bar.
+    """
+    from ...calib_data.reader import heldout_prompts
+    from ...engines.bundle import find_bundle, home
+    from ...runtime.pipeline import Settings
+
+    settings = Settings(steps=steps, cfg_scale=cfg)
+    prompts = heldout_prompts()
+    if not 1 <= num_prompts <= len(prompts):
+        raise UserError(f"--num-prompts {num_prompts} is outside 1..{len(prompts)}")
+    if min_cosine is not None and not -1 <= min_cosine <= 1:
+        raise UserError(f"--min-cosine {min_cosine} is outside -1..1")
+    found = find_bundle(bundle, quantized=True)
+
+    from ..diff import MIN_COSINE, compare
+
+    if against is not None:
+        reference = find_bundle(against).verify()
+    else:
+        from ...exporters.checkpoint import Checkpoint
+        from ..workflow import reference_bundle
+
+        source = found.manifest["model"]["source"]
+        checkpoint = Checkpoint.open(source)
+        if checkpoint.digest != found.manifest["model"]["digest"]:
+            raise UserError(f"the model at {source} has changed since {found.folder.name} was built; build it again")
+        reference = reference_bundle(checkpoint, source, found.backend, say)
+    bar = MIN_COSINE[found.manifest["recipe"]["bits"]] if min_cosine is None else min_cosine
+    folder = home() / "diff" / found.folder.name
+    with progress("comparing", 5 * num_prompts * steps) as done:
+        result = compare(found, reference, prompts[:num_prompts], settings, folder, done)
+    _print(result)
+    passed = result.worst_step_cosine >= bar
+    verdict = "PASS" if passed else "FAIL"
+    say(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
+    say("the ONNX part again, with Polygraphy and ONNX Runtime alone:")
+    for line in result.polygraphy_commands:
+        say("  " + line)
+    return {
+        "passed": passed,
+        "worst_step_cosine": result.worst_step_cosine,
+        "worst_step": result.worst_step,
+        "mean_step_cosine": float(result.cosine.mean()),
+        "mean_relative_error": float(result.relative_error.mean()),
+        "final_latent_snr_db": float(result.snr_db.mean()),
+        "min_cosine": bar,
+        "bundle": str(found.folder),
+        "reference": str(reference.folder),
+    }
+
+
+def _print(result: Difference) -> None:
+    say("worst steps   mean cosine   min cosine   relative error")
+    means = result.cosine.mean(axis=0)
+    for step in means.argsort()[:5]:
+        say(
+            f"{step:11d}   {means[step]:11.4f}   {result.cosine[:, step].min():10.4f}"
+            f"   {result.relative_error[:, step].mean():14.4f}"
+        )
+    cosine, error = result.cosine, result.relative_error
+    say(f"all steps     {cosine.mean():11.4f}   {cosine.min():10.4f}   {error.mean():14.4f}")
+    say(f"final latents with dpmpp-2m: {result.snr_db.mean():.1f} dB SNR (own rollouts, which diverge)")

@@ -1,0 +1,227 @@
+"""Two bundles of one model: how far one's velocities stray from the other's, step by step, on the same inputs.
+
+The reference samples each prompt with the production sampler; every input it saw is then given to both engines
+(teacher forcing), and Polygraphy compares the CFG-combined velocities, which is what the sampler sees. Rollouts of
+their own are compared once, by the signal-to-noise ratio of the final latents under the deterministic sampler.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc
+from polygraphy.json import save_json
+from polygraphy.logger import G_LOGGER
+
+from ..engines.bundle import Bundle
+from ..engines.errors import UserError
+from ..runtime.denoiser import Conditioning, guide
+from ..runtime.pipeline import Pipeline, Settings
+
+Float = NDArray[np.float32]
+MIN_COSINE = {"w8a8": 0.95, "w4a8": 0.92, "fp32": 0.999}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """cosine and relative_error: [prompts, steps], of the velocity; snr_db: [prompts], of the final latents."""
+
+    cosine: NDArray[np.float64]
+    relative_error: NDArray[np.float64]
+    snr_db: NDArray[np.float64]
+    polygraphy_commands: tuple[str, ...]
+
+    @property
+    def worst_step(self) -> int:
+        return int(self.cosine.mean(axis=0).argmin())
+
+    @property
+    def worst_step_cosine(self) -> float:
+        """The lowest mean over prompts of any step."""
+        return float(self.cosine.mean(axis=0).min())
+
+
+class VelocityRunner(BaseRunner):
+    """A Polygraphy runner around our own engine: one call of the DiT with both CFG halves, then their combination.
+
+    Feeds: x [channels, latents] as the model sees it (scaled by c_in), and prompt, step: int64 scalars that choose the
+    conditioning, which each bundle computes with its own graphs. Output: velocity [channels, latents].
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pipeline: Pipeline,
+        conditionings: Sequence[Conditioning],
+        cfg_scale: float,
+        on_call: Callable[[], object],
+    ):
+        super().__init__(name=name)
+        self._pipeline, self._conditionings, self._cfg_scale = pipeline, conditionings, cfg_scale
+        self._on_call = on_call
+
+    def activate_impl(self) -> None:
+        self._engine = self._pipeline.engine("step")
+        self._bound = -1
+
+    def deactivate_impl(self) -> None:
+        del self._engine
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        shape = self._pipeline.engine("step").inputs["x"][1:]
+        metadata = TensorMetadata()
+        metadata.add("x", np.float32, shape).add("prompt", np.int64, ()).add("step", np.int64, ())
+        return metadata
+
+    def infer_impl(self, feed_dict: dict[str, NDArray]) -> OrderedDict[str, NDArray]:
+        prompt, step = int(feed_dict["prompt"]), int(feed_dict["step"])
+        conditioning = self._conditionings[prompt]
+        constants = conditioning.constants if prompt != self._bound else {}
+        self._bound = prompt
+        start = time.perf_counter()
+        outputs = self._engine.run(
+            {**constants, "x": np.stack((feed_dict["x"],) * 2), "time_embed": conditioning.time_embed[step]}
+        )
+        self.inference_time = time.perf_counter() - start
+        self._on_call()
+        return OrderedDict(velocity=guide(outputs["velocity"], self._cfg_scale))
+
+
+def compare(
+    bundle: Bundle,
+    reference: Bundle,
+    prompts: Sequence[str],
+    settings: Settings | None = None,
+    inputs_folder: Path | None = None,
+    on_call: Callable[[int], object] = lambda done: None,
+) -> Difference:
+    """Compare `bundle` with `reference` on `prompts`; on_call counts calls of the DiT, 5 a prompt and step.
+
+    inputs_folder: where to keep the worst step's inputs, for the plain `polygraphy run` commands of the result.
+    Raises UserError when the two are not of one model.
+    """
+    settings = settings or Settings()
+    if bundle.manifest["model"]["digest"] != reference.manifest["model"]["digest"]:
+        raise UserError(f"{bundle.folder.name} and {reference.folder.name} were built from different models")
+    count = _Counter(on_call)
+    ours, theirs = Pipeline(bundle.verify()), Pipeline(reference)
+    seconds = theirs.check_seconds(None)
+    conditionings = {
+        pipeline: [pipeline.condition(prompt, settings, seconds) for prompt in prompts] for pipeline in (ours, theirs)
+    }
+    feeds = [
+        feed
+        for index, conditioning in enumerate(conditionings[theirs])
+        for feed in _record(theirs, conditioning, index, _reseed(settings, index), count)
+    ]
+    runners = [
+        VelocityRunner(name, pipeline, conditionings[pipeline], settings.cfg_scale, count.one)
+        for name, pipeline in (("reference", theirs), ("bundle", ours))
+    ]
+    severity, G_LOGGER.module_severity = G_LOGGER.module_severity, {"": G_LOGGER.CRITICAL}
+    try:
+        results = Comparator.run(runners, data_loader=feeds)
+        accuracy = Comparator.compare_accuracy(results, compare_func=CosineSimilarityCompareFunc(-1.0))
+    finally:
+        G_LOGGER.module_severity = severity
+    cosine = [step["velocity"].cosine_similarity for step in accuracy[0]["reference", "bundle"]]
+    expected, found = (
+        [np.asarray(iteration["velocity"]) for iteration in results[name]] for name in ("reference", "bundle")
+    )
+    error = [np.linalg.norm(f - e) / np.linalg.norm(e) for e, f in zip(expected, found)]
+    shape = (len(prompts), settings.steps)
+    cosine_table = np.array(cosine, np.float64).reshape(shape)
+    commands: tuple[str, ...] = ()
+    if inputs_folder is not None:
+        worst = int(cosine_table.mean(axis=0).argmin())
+        commands = _polygraphy_commands(
+            inputs_folder,
+            {
+                "reference": (reference, conditionings[theirs][0]),
+                "bundle": (bundle, conditionings[ours][0]),
+            },
+            feeds[worst]["x"],
+            worst,
+        )
+    snr = [
+        _snr_db(*(_rollout(p, conditionings[p][i], _reseed(settings, i), count) for p in (theirs, ours)))
+        for i in range(len(prompts))
+    ]
+    return Difference(cosine_table, np.array(error, np.float64).reshape(shape), np.array(snr), commands)
+
+
+class _Counter:
+    def __init__(self, on_call: Callable[[int], object]):
+        self._on_call, self._done = on_call, 0
+
+    def one(self, step: int = 0) -> None:
+        if step >= 0:
+            self._done += 1
+            self._on_call(self._done)
+
+
+def _reseed(settings: Settings, index: int) -> Settings:
+    return Settings(settings.steps, settings.sampler, settings.cfg_scale, settings.seed + index)
+
+
+def _record(
+    pipeline: Pipeline, conditioning: Conditioning, prompt: int, settings: Settings, count: _Counter
+) -> list[dict[str, NDArray]]:
+    """Every input of the step engine on one trajectory, as feeds of VelocityRunner."""
+    feeds: list[dict[str, NDArray]] = []
+
+    def observe(step: int, inputs: object, outputs: object) -> None:
+        x = inputs["x"][0]  # type: ignore[index]
+        feeds.append({"x": x.copy(), "prompt": np.array(prompt), "step": np.array(step)})
+
+    pipeline.sample(conditioning, settings, count.one, observe)
+    return feeds
+
+
+def _rollout(pipeline: Pipeline, conditioning: Conditioning, settings: Settings, count: _Counter) -> Float:
+    deterministic = Settings(settings.steps, "dpmpp-2m", settings.cfg_scale, settings.seed)
+    return pipeline.sample(conditioning, deterministic, count.one)
+
+
+def _snr_db(expected: Float, found: Float) -> float:
+    noise = float(np.square(found - expected, dtype=np.float64).sum())
+    signal = float(np.square(expected, dtype=np.float64).sum())
+    return 200.0 if noise == 0 else min(200.0, 10 * float(np.log10(signal / noise)))
+
+
+def _polygraphy_commands(
+    folder: Path, sides: dict[str, tuple[Bundle, Conditioning]], x: Float, step: int
+) -> tuple[str, ...]:
+    """Save one step's inputs for both step graphs; the two commands that compare them with ONNX Runtime alone.
+
+    Inputs differ beside x: a smoothed model's context values are scaled, and its step graph expects them so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (_, conditioning) in sides.items():
+        feed = {
+            "x": np.stack((x, x)),
+            "time_embed": conditioning.time_embed[step],
+            **conditioning.constants,
+        }
+        save_json([OrderedDict(feed)], str(folder / f"{name}_inputs.json"))
+    run = "polygraphy run {graph} --onnxrt --load-inputs {inputs} {rest}"
+    outputs = shlex.quote(str(folder / "reference_outputs.json"))
+
+    def line(name: str, rest: str) -> str:
+        graph = shlex.quote(str(sides[name][0].path("step.onnx")))
+        inputs = shlex.quote(str(folder / f"{name}_inputs.json"))
+        return run.format(graph=graph, inputs=inputs, rest=rest)
+
+    return (
+        line("reference", f"--save-outputs {outputs}"),
+        line("bundle", f"--load-outputs {outputs} --compare cosine_similarity --cosine-similarity-threshold 0.95"),
+    )
