@@ -1,4 +1,4 @@
-"""The exported float graphs equal the torch modules they came from, at lengths and batches they were not exported at."""
+"""The exported float graphs equal their torch modules, at lengths and batches they were not exported at."""
 
 from __future__ import annotations
 

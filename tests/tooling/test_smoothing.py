@@ -108,9 +108,7 @@ def test_folding_changed_the_weights(tiny: Path, tiny_float: Bundle, tiny_table:
         assert s.std() > 1e-3 * s.mean()
 
 
-def test_a_fold_on_the_wrong_rows_is_caught(
-    tiny: Path, tiny_float: Bundle, tiny_table: Table, tmp_path: Path
-) -> None:
+def test_a_fold_on_the_wrong_rows_is_caught(tiny: Path, tiny_float: Bundle, tiny_table: Table, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(str(tiny))
     smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
     name = "transformer.layers.0.self_attn.to_qkv"
@@ -137,7 +135,5 @@ def test_dead_channel_and_zero_context(tiny: Path, tiny_table: Table, tiny_sqs: 
     for name, value in found.items():
         assert np.isfinite(value).all(), name
     assert not found["context_k.0"][1].any() and not found["context_v.1"][1].any()
-    latents = Pipeline(tiny_sqs).sample(
-        Pipeline(tiny_sqs).condition("dog", Settings(steps=5), 0.7), Settings(steps=5)
-    )
+    latents = Pipeline(tiny_sqs).sample(Pipeline(tiny_sqs).condition("dog", Settings(steps=5), 0.7), Settings(steps=5))
     assert np.isfinite(latents).all()

@@ -1,0 +1,134 @@
+"""SQS in the engine's own graph: every Linear's integers equal a plain numpy simulation, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from dit_trt.engines.bundle import Bundle
+from dit_trt.exporters.checkpoint import Checkpoint
+from dit_trt.exporters.linears import Linear
+from dit_trt.runtime.pipeline import Pipeline, Settings
+from dit_trt.tooling.build import quantize_model
+from dit_trt.tooling.recipe import Recipe
+
+Table = Mapping[str, NDArray[np.float32]]
+
+
+def exposed_run(bundle: Bundle, graph: str, feeds: Mapping[str, NDArray], folder: Path) -> dict[str, NDArray]:
+    """Run one graph in ONNX Runtime without optimizations, every float input of a Q, its integers and every product."""
+    model = onnx.load(bundle.path(f"{graph}.onnx"))
+    nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "MatMul")]
+    names = {}
+    for node in nodes:
+        if node.op_type == "QuantizeLinear":
+            names[node.input[0]] = TensorProto.FLOAT
+            names[node.output[0]] = TensorProto.INT8
+        elif node.name.startswith("model."):
+            names[node.output[0]] = TensorProto.FLOAT
+    present = {output.name for output in model.graph.output}
+    for name, kind in names.items():
+        if name not in present:
+            model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    path = folder / f"{graph}.onnx"
+    onnx.save(model, path)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, dict(feeds)), strict=True))
+
+
+def feeds_of(bundle: Bundle) -> dict[str, dict[str, NDArray]]:
+    """Real inputs: the conditioning of a prompt, and the step inputs somewhere on its trajectory."""
+    pipeline, settings = Pipeline(bundle), Settings(steps=8)
+    conditioning = pipeline.condition("dog barking", settings, 0.7)
+    seen: list[NDArray] = []
+    pipeline.sample(conditioning, settings, observe=lambda step, inputs, outputs: seen.append(inputs["x"].copy()))
+    step = {**conditioning.constants, "x": seen[5], "time_embed": conditioning.time_embed[5]}
+    embeds = np.concatenate([pipeline._embed("dog barking")] * 2)
+    numbers = {"seconds_start": np.zeros(2, np.float32), "seconds_total": np.full(2, 0.7, np.float32)}
+    keep, t = np.float32([1, 0]), np.float32([0.5])
+    return {"step": step, "conditioning": {"prompt_embeds": embeds, **numbers, "keep": keep, "t": t}}
+
+
+def simulate(
+    checkpoint: Checkpoint, linear: Linear, part: str, s: NDArray, next_s: NDArray | None, delta: np.float32, x: NDArray
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """SQS of one Linear by its formulas, nothing of the product's code: x_q, w_q, scale [out], y."""
+    rows = linear.rows(part)
+    original = checkpoint.tensor(linear.key())[rows]
+    smoothed = original * s
+    scale = np.maximum(np.abs(smoothed).max(axis=1) / np.float32(127), np.float32(1e-12))
+    w_q = np.rint(smoothed / scale[:, None])
+    x_q = np.clip(np.rint(x / delta), -128, 127)
+    scale = scale if next_s is None else scale * next_s[rows]
+    y = (x_q.astype(np.int64) @ w_q.T.astype(np.int64)).astype(np.float64) * (np.float64(delta) * scale)
+    return x_q, w_q, scale, y
+
+
+@pytest.mark.parametrize("graph", ["step", "conditioning"])
+def test_every_linears_integers_equal_the_simulation(
+    tiny: Path, tiny_sqs: Bundle, tiny_table: Table, graph: str, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(str(tiny))
+    smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    values = exposed_run(tiny_sqs, graph, feeds_of(tiny_sqs)[graph], tmp_path)
+    model = onnx.load(tiny_sqs.path(f"{graph}.onnx"))
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    nodes = {node.output[0]: node for node in model.graph.node}
+    products = {node.name: node for node in model.graph.node if node.op_type == "MatMul"}
+    checked = 0
+    for linear in checkpoint.linears:
+        if linear.graph != graph:
+            continue
+        for part in linear.parts:
+            base = linear.graph_name(part).removesuffix(".weight")
+            product = products[base]
+            quantize_node = nodes[nodes[product.input[0]].input[0]]
+            x, x_q = values[quantize_node.input[0]], values[quantize_node.output[0]]
+            delta = tensors[quantize_node.input[1]][()]
+            s, next_s = smoothing.factor[linear.name], smoothing.rows.get(linear.name)
+            want_x, want_w, want_scale, want_y = simulate(checkpoint, linear, part, s, next_s, delta, x)
+            np.testing.assert_array_equal(x_q, want_x)
+            np.testing.assert_array_equal(tensors[f"{base}.int8"].T, want_w)
+            np.testing.assert_allclose(tensors[f"{base}.scale"], want_scale, rtol=1e-6)
+            found = values[product.output[0]]
+            assert np.abs(found - want_y).max() <= 1e-5 * np.abs(want_y).max()
+            assert x_q.any() and len(np.unique(x_q)) > 20, "a product of zeros proves nothing"
+            checked += 1
+    assert checked == {"step": 2 * 9, "conditioning": 2 * 2}[graph]
+
+
+def test_activation_scale_covers_what_calibration_saw(tiny: Path, tiny_table: Table) -> None:
+    """delta * 127 is the largest smoothed activation over all steps and channels (static range)."""
+    checkpoint = Checkpoint.open(str(tiny))
+    smoothing, quantized = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    for name, item in quantized.items():
+        if name.endswith("to_kv"):
+            continue
+        largest = (tiny_table[name] / smoothing.factor[name]).max()
+        assert item.activation_scale * 127 == pytest.approx(largest, rel=1e-6)
+
+
+def test_linears_that_share_an_input_share_one_quantizer(tiny_sqs: Bundle) -> None:
+    graph = onnx.load(tiny_sqs.path("conditioning.onnx"), load_external_data=False).graph
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 1
+    step = onnx.load(tiny_sqs.path("step.onnx"), load_external_data=False).graph
+    assert sum(node.op_type == "QuantizeLinear" for node in step.node) == 2 * 6
+
+
+def test_missing_linear_in_the_table_is_named(tiny: Path, tiny_table: Table) -> None:
+    from dit_trt.engines.errors import UserError
+
+    table = dict(tiny_table)
+    del table["transformer.layers.1.ff.ff.2"]
+    with pytest.raises(UserError, match=r"transformer\.layers\.1\.ff\.ff\.2"):
+        quantize_model(Checkpoint.open(str(tiny)), Recipe("sqs"), table)
