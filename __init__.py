@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .runtime.pipeline import Pipeline as Pipeline
-    from .tooling.build import build as build
     from .tooling.recipe import Recipe as Recipe
+    from .tooling.workflow import build as build
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "Pipeline": "dit_trt.runtime.pipeline",
     "Recipe": "dit_trt.tooling.recipe",
-    "build": "dit_trt.tooling.build",
+    "build": "dit_trt.tooling.workflow",
 }
 __all__ = ["Pipeline", "Recipe", "build"]
 

@@ -11,6 +11,7 @@ A bundle is whole or absent: it is written under a temporary name and renamed. C
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -104,6 +105,12 @@ def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
+def check_target(target: Path) -> None:
+    """Raises UserError when something that is not a bundle stands where one is to be written."""
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise UserError(f"{target} exists and is not a bundle; choose another --output")
+
+
 @contextlib.contextmanager
 def new_bundle(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` to fill; when the block ends well it takes the place of `target`.
@@ -111,10 +118,10 @@ def new_bundle(target: Path) -> Iterator[Path]:
     An older bundle of that name is replaced; any other folder there is never touched. When the block fails, or is
     interrupted, nothing is left.
     """
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise UserError(f"{target} exists and is not a bundle; choose another --output")
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    _sweep(target)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", dir=target.parent))
     old = work.with_name(work.name + ".old")
     try:
         yield work
@@ -132,6 +139,14 @@ def new_bundle(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed builds of this bundle left behind: work folders whose process is gone."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
+        pid = folder.name.removeprefix(f".{target.name}.").partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

@@ -31,7 +31,10 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder
         self.config = _read_config(folder / "model_config.json")
-        self.sizes = ModelSizes(self.config)
+        try:
+            self.sizes = ModelSizes(self.config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'model_config.json'} lacks or misstates {error}") from None
         self.linears: list[Linear] = block_linears(self.sizes.dit)
         self._split = split_keys(self.linears)
         self.weights_file = folder / "model.safetensors"
@@ -42,6 +45,11 @@ class Checkpoint:
             self.keys = set(self._tensors.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.weights_file} is not a readable safetensors file: {error}") from None
+        for linear in self.linears:
+            key, expected = linear.key(), [linear.out_features, linear.in_features]
+            found = self._tensors.get_slice(key).get_shape() if key in self.keys else "missing"
+            if found != expected:
+                raise UserError(f"{self.weights_file}: {key} is {found}, model_config.json asks for {expected}")
 
     @classmethod
     def open(cls, model: str) -> Checkpoint:
@@ -50,6 +58,11 @@ class Checkpoint:
         if not folder.is_dir():
             raise UserError(f"--model {model}: no such folder; give 'demo' or a folder with model_config.json")
         return cls(folder)
+
+    @property
+    def source(self) -> str:
+        """What `open` takes to find it again."""
+        return "demo" if self.folder == DEMO else str(self.folder.resolve())
 
     @property
     def name(self) -> str:

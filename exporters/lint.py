@@ -64,7 +64,7 @@ def lint_faults(model: onnx.ModelProto, folder: Path) -> list[str]:
                 faults.append(f"{node.name}: is not followed by exactly one DequantizeLinear")
         else:
             faults += _dequantize_faults(node, producers, consumers, initializers)
-    return faults
+    return list(dict.fromkeys(faults))  # both DQs of a MatMul tell of it
 
 
 def _dequantize_faults(

@@ -35,8 +35,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_float(tiny: Path, home: Path) -> Bundle:
-    from dit_trt.tooling.build import build
     from dit_trt.tooling.recipe import Recipe
+    from dit_trt.tooling.workflow import build
 
     return build(Recipe("none"), str(tiny), "openvino", home / "fixtures" / "tiny-float").bundle
 
@@ -44,15 +44,18 @@ def tiny_float(tiny: Path, home: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def tiny_table(tiny: Path, home: Path) -> dict[str, NDArray[np.float32]]:
     """absmax of the tiny model's Linears over 3 prompts x 8 steps."""
+    from dit_trt.exporters.checkpoint import Checkpoint
     from dit_trt.tooling.workflow import CalibrationOptions, calibration_table
 
     options = CalibrationOptions(num_prompts=3, steps=8)
-    return calibration_table(str(tiny), "openvino", options, lambda done: None, lambda message: None)
+    return calibration_table(Checkpoint.open(str(tiny)), "openvino", options)
 
 
 @pytest.fixture(scope="session")
 def tiny_sqs(tiny: Path, home: Path, tiny_table: dict[str, NDArray[np.float32]]) -> Bundle:
-    from dit_trt.tooling.build import build
+    from dit_trt.exporters.checkpoint import Checkpoint
+    from dit_trt.tooling.build import build_bundle
     from dit_trt.tooling.recipe import Recipe
 
-    return build(Recipe("sqs"), str(tiny), "openvino", home / "fixtures" / "tiny-sqs", tiny_table).bundle
+    target = home / "fixtures" / "tiny-sqs"
+    return build_bundle(Checkpoint.open(str(tiny)), Recipe("sqs"), "openvino", target, tiny_table).bundle

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ..engines.base import choose_backend, open_engine
+from ..engines.base import open_engine
 from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_manifest
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
@@ -119,11 +119,11 @@ def bundle_sizes(checkpoint: Checkpoint) -> dict[str, int]:
     }
 
 
-def build(
-    recipe: Recipe | None = None,
-    model: str = "demo",
-    backend: str = "auto",
-    output: Path | None = None,
+def build_bundle(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    backend: str,
+    target: Path | None = None,
     absmax: Mapping[str, Float] | None = None,
     say: Say = lambda message: None,
 ) -> Built:
@@ -132,13 +132,10 @@ def build(
     absmax: the calibration table (see calibrate); needed unless the method is `none`.
     Raises UserError for a bad model or recipe, and when a Linear lost its int8 kernel. Nothing is left behind then.
     """
-    recipe = recipe or Recipe()
-    backend = choose_backend(backend)
-    checkpoint = Checkpoint.open(model)
     chosen = recipe.chosen(checkpoint.linears)
     if chosen and absmax is None:
         raise UserError(f"method {recipe.method} needs a calibration table")
-    target = output or bundles_folder() / bundle_name(checkpoint.name, recipe, backend)
+    target = target or bundles_folder() / bundle_name(checkpoint.name, recipe, backend)
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
         smoothing, quantized = quantize_model(checkpoint, recipe, absmax) if absmax and chosen else (Smoothing(), {})
@@ -152,7 +149,7 @@ def build(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
                 "exclude them with --exclude or choose another backend"
             )
-        write_manifest(folder, _manifest(checkpoint, model, recipe, backend, len(chosen)))
+        write_manifest(folder, _manifest(checkpoint, recipe, backend, len(chosen)))
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
@@ -180,7 +177,7 @@ def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> d
     return tensors
 
 
-def _manifest(checkpoint: Checkpoint, model: str, recipe: Recipe, backend: str, linears: int) -> dict:
+def _manifest(checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int) -> dict:
     settings = Settings()
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -190,7 +187,7 @@ def _manifest(checkpoint: Checkpoint, model: str, recipe: Recipe, backend: str, 
         "int8_linears": linears,
         "model": {
             "name": checkpoint.name,
-            "source": model if model == "demo" else str(Path(model).expanduser().resolve()),
+            "source": checkpoint.source,
             "digest": checkpoint.digest,
             "licence": checkpoint.licence,
             "pretransform": checkpoint.config["model"]["pretransform"],

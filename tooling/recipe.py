@@ -34,7 +34,7 @@ class Recipe:
         faults = []
         if self.method not in METHODS:
             faults.append(f"unknown method {self.method!r} (one of: {', '.join(METHODS)})")
-        if self.bits not in BITS and self.bits != "fp32":
+        if self.bits not in BITS and (self.method, self.bits) != ("none", "fp32"):
             faults.append(f"unknown bits {self.bits!r} (one of: {', '.join(BITS)})")
         if not 0 <= self.alpha <= 1:
             faults.append(f"alpha {self.alpha} is outside 0..1")

@@ -1,8 +1,11 @@
-"""The steps around a build that need a bundle already: the float reference, and the calibration table made with it."""
+"""From a recipe to a bundle, whatever that takes: the float reference, the calibration table, the build."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,20 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
-from ..engines.bundle import Bundle, home
+from ..engines.base import choose_backend
+from ..engines.bundle import Bundle, check_target, home
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from ..runtime.pipeline import Settings
-from .build import build
+from .build import Built, build_bundle
 from .calibrate import Plan, calibrate, load_absmax, shipped_table
 from .recipe import Recipe
 
 Say = Callable[[str], object]
+# Given what runs and how many calls it takes, a context that yields `done(calls)`: a progress bar, most likely.
+Watch = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+
+
+def silent(message: str) -> None:
+    """Says nothing."""
+
+
+@contextlib.contextmanager
+def unwatched(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Shows nothing."""
+    yield lambda done: None
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What a user may choose about calibration. The defaults are the paper's: 50 prompts, 100 steps."""
+    """What a user may choose about calibration. The defaults are the paper's: 50 prompts, 100 steps.
+
+    prompts: a file with one prompt a line, or an AudioCaps CSV; None for our own fifty.
+    """
 
     prompts: str | None = None
     num_prompts: int = 50
@@ -31,42 +50,66 @@ class CalibrationOptions:
     steps: int = 100
     recalibrate: bool = False
 
-    @property
-    def calls(self) -> int:
-        return max(self.num_prompts, 1) * max(self.steps, 1)
-
     def chosen(self) -> list[str]:
         if self.num_prompts < 1:
             raise UserError(f"--num-prompts {self.num_prompts} must be 1 or more")
         prompts = default_prompts() if self.prompts is None else read_prompts(Path(self.prompts).expanduser())
         return choose_prompts(prompts, self.num_prompts, self.prompt_seed)
 
+    def plan(self, checkpoint: Checkpoint) -> Plan:
+        return Plan(checkpoint.digest, tuple(self.chosen()), Settings(steps=self.steps))
 
-def reference_bundle(checkpoint: Checkpoint, model: str, backend: str, say: Say) -> Bundle:
+
+def build(
+    recipe: Recipe | None = None,
+    model: str = "demo",
+    backend: str = "auto",
+    output: Path | None = None,
+    calibration: CalibrationOptions | None = None,
+    watch: Watch = unwatched,
+    say: Say = silent,
+) -> Built:
+    """A recipe becomes a bundle; the model is calibrated first when the recipe needs it and no table is at hand.
+
+    model: `demo` or a folder in stable-audio-tools' layout. output: the bundle's folder (default: in the home folder).
+    Raises UserError for whatever the user can mend; a bundle is whole or absent.
+    """
+    recipe = recipe or Recipe()
+    backend = choose_backend(backend)
+    checkpoint = Checkpoint.open(model)
+    if output is not None:
+        check_target(output)
+    absmax = None
+    if recipe.chosen(checkpoint.linears):
+        absmax = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
+    return build_bundle(checkpoint, recipe, backend, output, absmax, say)
+
+
+def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) -> Bundle:
     """The float bundle of a checkpoint, built when it is missing (and said) and kept by the checkpoint's hash."""
     folder = home() / "reference" / f"{checkpoint.digest[:16]}-{backend}"
     try:
         return Bundle(folder).verify()
     except UserError:
         say("building the FP32 reference of this checkpoint (kept for later)")
-        return build(Recipe("none"), model, backend, folder).bundle
+        shutil.rmtree(folder, ignore_errors=True)  # ours, and damaged if it is there at all
+        return build_bundle(checkpoint, Recipe("none"), backend, folder).bundle
 
 
 def calibration_table(
-    model: str, backend: str, options: CalibrationOptions, on_step: Callable[[int], object], say: Say
+    checkpoint: Checkpoint, backend: str, options: CalibrationOptions, watch: Watch = unwatched, say: Say = silent
 ) -> dict[str, NDArray[np.float32]]:
     """absmax of every Linear's inputs: from the checkpoint's own table, the cache, or a calibration run now."""
-    checkpoint = Checkpoint.open(model)
-    prompts = options.chosen()
     if options == CalibrationOptions() and (shipped := shipped_table(checkpoint)) is not None:
-        say("calibration table shipped with the checkpoint (--recalibrate makes it afresh)")
+        say("calibration table: the one shipped with the checkpoint (--recalibrate makes it afresh)")
         return load_absmax(shipped, checkpoint)
-    plan = Plan(checkpoint.digest, tuple(prompts), Settings(steps=options.steps))
+    plan = options.plan(checkpoint)
     if options.recalibrate:
         plan.table.unlink(missing_ok=True)
     if plan.table.is_file():
-        say("calibration table from the cache")
-    else:
-        say(f"calibrating: {len(prompts)} prompts x {options.steps} steps; Ctrl-C keeps what is done")
-    reference = reference_bundle(checkpoint, model, backend, say)
-    return load_absmax(calibrate(checkpoint, reference, plan, on_step), checkpoint)
+        say("calibration table: from the cache")
+        return load_absmax(plan.table, checkpoint)
+    reference = reference_bundle(checkpoint, backend, say)
+    say(f"calibrating with {len(plan.prompts)} prompts x {options.steps} steps; Ctrl-C keeps what is done")
+    with watch("calibrating", plan.calls) as done:
+        return load_absmax(calibrate(checkpoint, reference, plan, done), checkpoint)

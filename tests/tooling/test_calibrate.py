@@ -175,7 +175,7 @@ def test_shipped_slim_table_never_understates(tiny: Path, tiny_float: Bundle, tm
         assert (slim[name] >= value).all()
         np.testing.assert_allclose(slim[name], value, rtol=2e-3, atol=1e-7)
     messages: list[str] = []
-    table = calibration_table(str(folder), "openvino", CalibrationOptions(), lambda done: None, messages.append)
+    table = calibration_table(checkpoint, "openvino", CalibrationOptions(), say=messages.append)
     assert "shipped" in messages[0]
     np.testing.assert_array_equal(table["transformer.layers.0.ff.ff.2"], slim["transformer.layers.0.ff.ff.2"])
     other = write_checkpoint(tmp_path / "other", random_model(seed=5))
@@ -190,7 +190,7 @@ def test_audiocaps_csv_calibrates(tiny: Path, tmp_path: Path) -> None:
     csv.write_text('audiocap_id,youtube_id,start_time,caption\n1,abc,10,A dog barks\n2,def,20,"Rain, and wind"\n')
     options = CalibrationOptions(prompts=str(csv), num_prompts=2, steps=2)
     assert options.chosen() == ["A dog barks", "Rain, and wind"]
-    table = calibration_table(str(tiny), "openvino", options, lambda done: None, lambda message: None)
+    table = calibration_table(Checkpoint.open(str(tiny)), "openvino", options)
     assert table["transformer.layers.0.ff.ff.2"].shape == (2, 256)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...engines.errors import UserError
-from .common import dit_command, megabytes, path_option, progress, say
+from .common import dit_command, megabytes, path_option, progress, say, usage
 
 EPILOG = """\b
 Examples:
@@ -26,9 +25,17 @@ Examples:
 @click.option("--include", multiple=True, metavar="GLOB", help="Quantize only these Linears (name or kind).")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these Linears in float (name or kind).")
 @click.option("--prompts", metavar="FILE", help="Calibration prompts: one a line, or an AudioCaps CSV.")
-@click.option("--num-prompts", default=50, show_default=True, help="How many prompts calibrate.")
+@click.option(
+    "--num-prompts", type=click.IntRange(1), default=50, show_default=True, help="How many prompts calibrate."
+)
 @click.option("--prompt-seed", default=0, show_default=True, help="Which prompts are drawn when there are more.")
-@click.option("--calib-steps", default=100, show_default=True, help="Sampling steps of the calibration runs.")
+@click.option(
+    "--calib-steps",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Sampling steps of the calibration runs.",
+)
 @click.option("--recalibrate", is_flag=True, help="Calibrate afresh instead of using a shipped or cached table.")
 @dit_command
 def command(
@@ -54,25 +61,19 @@ def command(
     from ...engines.base import choose_backend
     from ..recipe import Recipe
 
-    recipe = Recipe(method, bits, alpha, include or ("*",), exclude)
-    chosen = choose_backend(backend)
+    with usage():
+        recipe = Recipe(method, bits, alpha, include or ("*",), exclude)
+        chosen = choose_backend(backend)
     if backend == "auto":
         say(f"backend {chosen}: the best of those installed that can run here")
 
-    from ..build import build
-    from ..workflow import CalibrationOptions, calibration_table
+    from ..workflow import CalibrationOptions, build
 
     options = CalibrationOptions(prompts, num_prompts, prompt_seed, calib_steps, recalibrate)
-    absmax = None
-    if recipe.method != "none":
-        with progress("calibrating", options.calls) as done:
-            absmax = calibration_table(model, chosen, options, done, say)
-    built = build(recipe, model, chosen, path_option(output), absmax, say)
+    built = build(recipe, model, chosen, path_option(output), options, progress, say)
     bundle = built.bundle
     say(f"{built.linears} Linears asked for, {built.int8_linears} in int8")
     say(f"bundle {bundle.folder} ({megabytes(bundle.size_bytes)})")
-    if built.linears != built.int8_linears:
-        raise UserError("some Linears are not in int8")
     return {
         "bundle": str(bundle.folder),
         "backend": bundle.backend,

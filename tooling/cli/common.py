@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,10 +25,24 @@ def say(message: str) -> None:
     stderr.print(message, markup=False)
 
 
+class UsageError(UserError):
+    """A mistake that the command line alone shows. Exit code 2, as click's own."""
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Values are checked where they are used; in this block, which reads no file, what they raise is a UsageError."""
+    try:
+        yield
+    except UserError as error:
+        raise UsageError(str(error)) from None
+
+
 def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
     """Wrap a command's body, which returns its JSON object and prints the human's summary with `say` itself.
 
-    Adds --json and --debug. UserError becomes one line and exit code 1; an object with `passed: false` exits 1 too.
+    Adds --json and --debug. UserError becomes one line and exit code 1 (UsageError: 2); an object with `passed: false`
+    exits 1 too.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
@@ -45,7 +60,7 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
         except UserError as error:
             if debug:
                 raise
-            _fail(str(error), 1)
+            _fail(str(error), 2 if isinstance(error, UsageError) else 1)
         except ModuleNotFoundError as error:
             if debug or (error.name or "").startswith("dit_trt"):
                 raise
@@ -60,11 +75,16 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
             where = f" ({error.filename})" if error.filename else ""
             _fail(f"{error.strerror or error}{where}", 1)
         if as_json:
-            click.echo(json.dumps(result))
+            click.echo(json.dumps({key: _plain(value) for key, value in result.items()}))
         if result.get("passed") is False:
             sys.exit(1)
 
     return wrapped
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN: what a broken engine computes is null, and fails."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fail(message: str, code: int) -> None:

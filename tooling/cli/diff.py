@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...engines.errors import UserError
-from .common import dit_command, progress, say
+from .common import UsageError, dit_command, progress, say, usage
 
 if TYPE_CHECKING:
     from ..diff import Difference
@@ -40,12 +40,13 @@ def command(
     from ...engines.bundle import find_bundle, home
     from ...runtime.pipeline import Settings
 
-    settings = Settings(steps=steps, cfg_scale=cfg)
+    with usage():
+        settings = Settings(steps=steps, cfg_scale=cfg)
     prompts = heldout_prompts()
     if not 1 <= num_prompts <= len(prompts):
-        raise UserError(f"--num-prompts {num_prompts} is outside 1..{len(prompts)}")
+        raise UsageError(f"--num-prompts {num_prompts} is outside 1..{len(prompts)}")
     if min_cosine is not None and not -1 <= min_cosine <= 1:
-        raise UserError(f"--min-cosine {min_cosine} is outside -1..1")
+        raise UsageError(f"--min-cosine {min_cosine} is outside -1..1")
     found = find_bundle(bundle, quantized=True)
 
     from ..diff import MIN_COSINE, compare
@@ -60,7 +61,7 @@ def command(
         checkpoint = Checkpoint.open(source)
         if checkpoint.digest != found.manifest["model"]["digest"]:
             raise UserError(f"the model at {source} has changed since {found.folder.name} was built; build it again")
-        reference = reference_bundle(checkpoint, source, found.backend, say)
+        reference = reference_bundle(checkpoint, found.backend, say)
     bar = MIN_COSINE[found.manifest["recipe"]["bits"]] if min_cosine is None else min_cosine
     folder = home() / "diff" / found.folder.name
     with progress("comparing", 5 * num_prompts * steps) as done:

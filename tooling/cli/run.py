@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import click
 
 from ...engines.errors import UserError
-from .common import dit_command, progress, say
+from .common import dit_command, progress, say, usage
 
 EPILOG = """\b
 Examples:
@@ -30,7 +31,7 @@ Examples:
 @click.option("--sigma-max", default=500.0, show_default=True, help="First noise level.")
 @click.option("--seconds", type=float, help="Length (default: 10, or the model's longest).")
 @click.option("--negative-prompt", metavar="TEXT", help="What it should not sound like.")
-@click.option("--num-variations", default=1, show_default=True, help="Clips of every prompt.")
+@click.option("--num-variations", type=click.IntRange(1), default=1, show_default=True, help="Clips of every prompt.")
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
 @click.option("--output", metavar="FILE|DIR", help="A .wav file for one clip, else a folder (default: here).")
 @dit_command
@@ -53,8 +54,10 @@ def command(
     from ...runtime.pipeline import Pipeline, Settings
     from ...runtime.wav import write_wav
 
-    settings = Settings(steps, sampler, cfg, seed, sigma_min, sigma_max)
-    paths = _paths(prompts, num_variations, seed, output)
+    with usage():
+        settings = Settings(steps, sampler, cfg, seed, sigma_min, sigma_max)
+        paths = _paths(prompts, num_variations, seed, output)
+    _check_writable(paths[0].parent)
     pipeline = Pipeline.open(bundle, device)
     seconds = pipeline.check_seconds(seconds)
     for prompt in prompts:
@@ -83,7 +86,7 @@ def command(
 
 def _paths(prompts: tuple[str, ...], variations: int, seed: int, output: str | None) -> list[Path]:
     """Where each clip goes: `<prompt>-<seed>.wav`, or the one file that was named."""
-    count = len(prompts) * max(variations, 1)
+    count = len(prompts) * variations
     folder = Path(output or ".").expanduser()
     if output and folder.suffix.lower() == ".wav" and not folder.is_dir():
         if count != 1:
@@ -93,8 +96,15 @@ def _paths(prompts: tuple[str, ...], variations: int, seed: int, output: str | N
         raise UserError(f"--output {output}: only .wav is written; give a .wav file or a folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {output} is a file; give a .wav file or a folder")
-    names = [prompt for prompt in prompts for _ in range(max(variations, 1))]
+    names = [prompt for prompt in prompts for _ in range(variations)]
     return [folder / f"{_slug(prompt)}-{seed + i}.wav" for i, prompt in enumerate(names)]
+
+
+def _check_writable(folder: Path) -> None:
+    """Before the sampling rather than after it."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write into {folder}; choose another place with --output")
 
 
 def _slug(prompt: str) -> str:

@@ -1,0 +1,331 @@
+"""The bundle on disk: whole or absent, checked when opened, found by folder, by name or by age."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit_trt.engines.bundle import (
+    MANIFEST,
+    Bundle,
+    bundles_folder,
+    find_bundle,
+    home,
+    list_bundles,
+    new_bundle,
+    write_manifest,
+)
+from dit_trt.engines.errors import UserError
+
+FILES = {"step.onnx": b"a graph", "step.onnx.data": bytes(range(256)) * 40}
+
+
+def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
+    return {
+        "backend": "openvino",
+        "created": created,
+        "model": {"name": "tiny"},
+        "recipe": {"method": method},
+        "schedule": {},
+        "sizes": {},
+    }
+
+
+def fill(work, files=FILES, **options):
+    for name, content in files.items():
+        (work / name).write_bytes(content)
+    write_manifest(work, manifest(**options))
+
+
+def make(folder, files=FILES, **options):
+    with new_bundle(folder) as work:
+        fill(work, files, **options)
+    return folder
+
+
+def tree(folder):
+    """Every file and folder under `folder`, hidden ones too, with what the files hold."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refusal(call, *args):
+    with pytest.raises(UserError) as error:
+        call(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit(folder, change):
+    """Apply `change` to the manifest of `folder`, in place."""
+    values = json.loads((folder / MANIFEST).read_text("utf-8"))
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values), "utf-8")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make(tmp_path / "bundles" / "one")
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+# -------------------- writing
+
+
+def test_a_finished_bundle_holds_what_was_written(bundle):
+    opened = Bundle(bundle).verify()
+    assert {name: opened.path(name).read_bytes() for name in opened.manifest["files"]} == FILES
+    assert opened.size_bytes == sum(map(len, FILES.values()))
+    assert opened.backend == "openvino"
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["one"]
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*FILES, MANIFEST])
+    assert bundle.stat().st_mode & 0o777 == 0o755
+
+
+class Sudden(BaseException):
+    """As KeyboardInterrupt and SystemExit, not an Exception."""
+
+
+@pytest.mark.parametrize("error", [ValueError, UserError, OSError, KeyboardInterrupt, Sudden])
+@pytest.mark.parametrize("old", [False, True])
+def test_an_interrupted_write_leaves_everything_as_it_was(tmp_path, error, old):
+    target = tmp_path / "bundles" / "one"
+    target.parent.mkdir()
+    if old:
+        make(target)
+    before = tree(tmp_path)
+    with pytest.raises(error), new_bundle(target) as work:
+        fill(work, {"step.onnx": b"half of"})
+        assert tree(tmp_path) != before
+        raise error
+    assert tree(tmp_path) == before
+
+
+def test_a_bundle_without_a_manifest_is_not_finished(tmp_path):
+    with pytest.raises(AssertionError), new_bundle(tmp_path / "one") as work:
+        (work / "step.onnx").write_bytes(b"a graph")
+    assert tree(tmp_path) == {}
+
+
+def test_a_new_bundle_replaces_an_old_one_whole(bundle):
+    make(bundle, {"other.onnx": b"newer"}, created="2027-01-01T00:00:00+00:00")
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(["other.onnx", MANIFEST])
+    assert Bundle(bundle).verify().manifest["created"].startswith("2027")
+    assert [path.name for path in bundle.parent.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])
+def test_a_failure_while_taking_its_place_keeps_the_old_bundle(bundle, monkeypatch, error):
+    before = tree(bundle.parent)
+    rename = Path.rename
+
+    def fail_at_the_end(self, target):
+        if target == bundle and not self.name.endswith(".old"):
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_end)
+    with pytest.raises(type(error)):
+        make(bundle, {"other.onnx": b"newer"})
+    assert tree(bundle.parent) == before
+
+
+@pytest.mark.parametrize("content", [{}, {"thesis.txt": b"years of work"}], ids=["empty folder", "folder"])
+def test_a_folder_that_is_no_bundle_is_refused_and_never_touched(tmp_path, content):
+    target = tmp_path / "mine"
+    target.mkdir()
+    for name, value in content.items():
+        (target / name).write_bytes(value)
+    before = tree(tmp_path)
+    assert "--output" in refusal(make, target)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_at_the_target_is_refused_and_never_touched(tmp_path):
+    (tmp_path / "mine").write_bytes(b"years of work")
+    assert "--output" in refusal(make, tmp_path / "mine")
+    assert tree(tmp_path) == {"mine": b"years of work"}
+
+
+def test_parents_are_made(tmp_path):
+    assert Bundle(make(tmp_path / "a" / "b" / "one")).verify()
+
+
+KILLED = """
+import sys, time
+from test_bundle import fill
+from dit_trt.engines.bundle import bundles_folder, new_bundle
+with new_bundle(bundles_folder() / "one") as work:
+    fill(work)
+    print("written", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_write_leaves_no_bundle_and_does_not_stand_in_the_way(own_home):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    child = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"written\n"
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    [left] = bundles_folder().iterdir()  # all was written but the last rename
+    assert Bundle(left).verify()
+    assert list_bundles() == []
+    assert "dit-trt build" in refusal(find_bundle, None)
+    make(bundles_folder() / "one")
+    assert [found.folder.name for found in list_bundles()] == ["one"]
+
+
+# -------------------- opening
+
+
+@pytest.mark.parametrize("folder", ["nothing", "folder", "file"])
+def test_what_is_no_bundle_names_the_command_that_makes_one(tmp_path, folder):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    message = refusal(Bundle, tmp_path / folder)
+    assert str(tmp_path / folder) in message
+    assert "dit-trt build" in message
+
+
+@pytest.mark.parametrize("text", [b"{", b"", b"\xff\xfe{}"], ids=["cut", "empty", "not UTF-8"])
+def test_an_unreadable_manifest_is_named(bundle, text):
+    (bundle / MANIFEST).write_bytes(text)
+    message = refusal(Bundle, bundle)
+    assert str(bundle / MANIFEST) in message
+    assert "build the bundle again" in message
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"format": 0}', '{"format": 2}', '{"format": "1"}'])
+def test_another_format_is_refused(bundle, text):
+    (bundle / MANIFEST).write_text(text)
+    assert "has bundle format" in refusal(Bundle, bundle)
+
+
+@pytest.mark.parametrize("key", ["backend", "created", "files", "model", "recipe", "schedule", "sizes"])
+def test_a_missing_key_is_named(bundle, key):
+    edit(bundle, lambda values: values.pop(key))
+    assert f"lacks {key}" in refusal(Bundle, bundle)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["step.onnx"], {"step.onnx": 7}, {"step.onnx": {"bytes": 7}}, {"step.onnx": {"sha256": ""}}],
+    ids=["a list", "a number", "no sha256", "no bytes"],
+)
+def test_a_file_table_of_another_shape_is_refused(bundle, files):
+    edit(bundle, lambda values: values.update(files=files))
+    message = refusal(Bundle, bundle)
+    assert str(bundle / MANIFEST) in message
+    assert "build the bundle again" in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle, name):
+    (bundle / name).unlink()
+    assert f"lacks {name}" in refusal(Bundle, bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_wrong_size_is_named(bundle, name, change):
+    (bundle / name).write_bytes(FILES[name][:change] if change < 0 else FILES[name] + b"\0")
+    assert f"{name} has the wrong size" in refusal(Bundle, bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("position", [0, -1])
+def test_one_changed_bit_is_found_and_its_file_named(bundle, name, position):
+    content = bytearray(FILES[name])
+    content[position] ^= 1
+    (bundle / name).write_bytes(content)
+    assert f"{name} does not match its sha256" in refusal(Bundle(bundle).verify)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "inner/step.onnx"])
+def test_a_file_outside_the_folder_is_refused(bundle, name):
+    secret = bundle.parent / "secret"
+    secret.write_bytes(b"1")
+    edit(bundle, lambda values: values["files"].update({name: {"bytes": 1, "sha256": ""}}))
+    assert f"names a file outside itself: {name!r}" in refusal(Bundle, bundle)
+
+
+# -------------------- finding
+
+
+def three():
+    """Three bundles, the newest neither first nor last by name, the newest of all a float one."""
+    make(bundles_folder() / "b", created="2026-03-01T00:00:00+00:00")
+    make(bundles_folder() / "a", created="2026-01-01T00:00:00+00:00")
+    make(bundles_folder() / "c", created="2026-02-01T00:00:00+00:00")
+    make(bundles_folder() / "float", created="2026-04-01T00:00:00+00:00", method="none")
+
+
+def test_bundles_are_listed_newest_first(own_home):
+    assert list_bundles() == []
+    three()
+    assert [found.folder.name for found in list_bundles()] == ["float", "b", "c", "a"]
+
+
+def test_a_damaged_bundle_is_not_listed(own_home):
+    three()
+    (bundles_folder() / "b" / "step.onnx").unlink()
+    (bundles_folder() / "notes.txt").write_text("not a folder")
+    assert [found.folder.name for found in list_bundles()] == ["float", "c", "a"]
+
+
+def test_without_a_name_the_newest_is_found(own_home):
+    three()
+    assert find_bundle(None).folder.name == "float"
+    assert find_bundle(None, quantized=True).folder.name == "b"
+
+
+def test_a_bundle_is_found_by_name_and_by_folder(own_home, tmp_path):
+    three()
+    assert find_bundle("c").folder == bundles_folder() / "c"
+    elsewhere = make(tmp_path / "elsewhere")
+    assert find_bundle(str(elsewhere)).folder == elsewhere
+
+
+def test_an_unknown_name_says_which_there_are(own_home):
+    assert "dit-trt build" in refusal(find_bundle, "nope")
+    three()
+    message = refusal(find_bundle, "nope")
+    assert "'nope'" in message
+    assert "float, b, c, a" in message
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_no_bundle_names_the_command(own_home, quantized):
+    if quantized:
+        make(bundles_folder() / "float", method="none")
+    assert "dit-trt build --method sqs --bits w8a8" in refusal(find_bundle, None, quantized)
+
+
+def test_the_home_folder_is_the_environments(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "x"))
+    assert home() == tmp_path / "x"
+    assert bundles_folder() == tmp_path / "x" / "bundles"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DIT_TRT_HOME", "~/y")
+    assert home() == tmp_path / "y"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_it_home_is_the_users_cache(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DIT_TRT_HOME")
+    if value is not None:
+        monkeypatch.setenv("DIT_TRT_HOME", value)
+    assert home() == tmp_path / "cache" / "dit-trt"
