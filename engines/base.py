@@ -14,7 +14,10 @@ from .errors import UserError
 
 
 class Engine(Protocol):
-    """One graph with fixed shapes. `run` takes and returns numpy arrays by name; inputs stay bound between runs."""
+    """One graph with fixed shapes. `run` takes and returns numpy arrays by name; inputs stay bound between runs.
+
+    An input of another shape, or one never given, is a ValueError.
+    """
 
     inputs: dict[str, tuple[int, ...]]
     outputs: list[str]
@@ -54,4 +57,9 @@ def open_engine(
     """Compile the ONNX file at `path` for fixed input `shapes`; `cache` is a folder for the backend's own blobs."""
     module, engine, _ = BACKENDS[backend]
     options = {} if device is None else {"device": device}
-    return getattr(import_module(f".{module}", __package__), engine)(path, shapes, cache=cache, **options)
+    kind = getattr(import_module(f".{module}", __package__), engine)
+    try:
+        return kind(path, shapes, cache=cache, **options)
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+        raise UserError(f"{backend} cannot compile {path.name}: {lines[-1].strip()}") from error

@@ -11,6 +11,7 @@ A bundle is whole or absent: it is written under a temporary name and renamed. C
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import glob
 import hashlib
 import json
@@ -128,9 +129,11 @@ def new_bundle(target: Path) -> Iterator[Path]:
         if not (work / MANIFEST).is_file():
             raise AssertionError("a bundle was finished without a manifest")
         work.chmod(0o755)
-        if target.exists():
-            target.rename(old)
-        work.rename(target)
+        with locked(target):
+            if not (target.exists() and _exchange(work, target)):
+                if target.exists():
+                    target.rename(old)
+                work.rename(target)
     except BaseException:
         if old.exists() and not target.exists():
             old.rename(target)
@@ -141,12 +144,42 @@ def new_bundle(target: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that nobody ever finds neither; False where the system cannot (not Linux)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_cwd, swap = -100, 2
+    return renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), swap) == 0
+
+
 def _sweep(target: Path) -> None:
-    """Remove what killed builds of this bundle left behind: work folders whose process is gone."""
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
-        pid = folder.name.removeprefix(f".{target.name}.").partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    """Mend what killed builds of this bundle left behind: work folders whose process is gone, a bundle set aside."""
+    with locked(target):
+        for folder in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
+            pid = folder.name.removeprefix(f".{target.name}.").partition("-")[0]
+            if not pid.isdigit() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+                continue
+            if folder.name.endswith(".old") and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time for whatever makes `path`; the others wait here. The lock ends with its process."""
+    locks = home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]).open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # not a Unix: two builds of one thing at once are then the user's to avoid
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

@@ -46,7 +46,12 @@ class OpenVINOEngine:
         self._bound: dict[str, ov.Tensor] = {}
 
     def bind(self, name: str, array: NDArray) -> None:
-        """Copy `array` into the engine's input `name`, where it stays until bound again."""
+        """Copy `array` into the engine's input `name`, where it stays until bound again.
+
+        Raises ValueError for another shape than the engine's: numpy would repeat the array to fit.
+        """
+        if array.shape != self.inputs[name]:
+            raise ValueError(f"{name} has shape {array.shape}, the engine takes {self.inputs[name]}")
         if name not in self._bound:
             self._bound[name] = self._request.get_tensor(name)
         self._bound[name].data[...] = array
@@ -54,6 +59,8 @@ class OpenVINOEngine:
     def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         for name, array in inputs.items():
             self.bind(name, array)
+        if missing := self.inputs.keys() - self._bound.keys():
+            raise ValueError(f"inputs never given: {', '.join(sorted(missing))}")
         self._request.infer()
         return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
 

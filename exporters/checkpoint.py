@@ -79,8 +79,9 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over configuration and weights: what caches are keyed by."""
+        """sha256 over configuration, tokenizer and weights: what caches are keyed by."""
         sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        sha.update(self.tokenizer_file.read_bytes())
         with self.weights_file.open("rb") as file:
             while chunk := file.read(1 << 22):
                 sha.update(chunk)
@@ -101,8 +102,10 @@ class Checkpoint:
         key, rows = self._split.get(name, (name, slice(None)))
         if key not in self.keys:
             raise UserError(f"{self.weights_file} lacks {key}: not a checkpoint of this model_config.json")
-        tensor = self._tensors.get_slice(key)[rows] if rows != slice(None) else self._tensors.get_tensor(key)
-        return tensor.float().numpy()
+        # Opened for every tensor: pages of a mapping that stays open count as this process's memory.
+        with safe_open(self.weights_file, framework="pt") as file:
+            tensor = file.get_tensor(key) if rows == slice(None) else file.get_slice(key)[rows]
+            return np.array(tensor.float().numpy())
 
     def _rope(self, name: str) -> NDArray[np.float32]:
         from torch import from_numpy

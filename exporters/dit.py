@@ -1,8 +1,8 @@
 """The diffusion transformer of Stable Audio Open, written to be exported: tensors in, velocity out.
 
 Parameter names and mathematics are those of stable-audio-tools (`models/dit.py`, `models/transformer.py`), so its
-checkpoints load unchanged. What differs is the cut: `condition` holds all that is constant over a prompt, `step` all
-that runs at every sampling step, and each is exported as one graph.
+checkpoints load unchanged. What differs is the cut: `context_keys_values` and `time_embed` are constant over a
+prompt, `step` runs at every sampling step; float_graphs exports them as graphs of their own.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The cut follows what changes when: `text` and `conditioning` run once a prompt, `step` at every sampling step,
 `decoder` once a clip. Modules are exported on meta tensors with their weights as inputs, so that exporting needs no
-memory, nothing is folded into or shared between weights, and the graph names them as the checkpoint does. `onnx_file`
-puts weights in when it writes a graph; which weights, float or quantized, is not decided here.
+memory, nothing is folded into or shared between weights, and the graph names them as the checkpoint does. `write_graph`
+puts weights in when it writes one; which weights, float or quantized, is not decided here.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from ..engines.bundle import locked
 from .conditioners import MultiConditioner
 from .dit import DiffusionTransformer, DiTConfig, split_fused
 from .linears import DIT_PREFIX
@@ -29,7 +31,7 @@ from .pretransforms import decoder_from_config
 
 OPSET = 20
 GRAPHS = ("text", "conditioning", "step", "decoder")
-_FORMAT = 1  # raised when a change here changes the graphs: cached ones are then exported anew
+GRAPH_FORMAT = 1  # raised when a change here changes the graphs: cached ones are then exported anew
 
 
 class TextGraph(nn.Module):
@@ -121,8 +123,13 @@ def export_topologies(model_config: Mapping, cache: Path) -> dict[str, onnx.Mode
 
     They depend on the configuration alone and are kept in `cache`, keyed by it.
     """
-    text = json.dumps([_FORMAT, OPSET, torch.__version__, model_config], sort_keys=True)
+    text = json.dumps([GRAPH_FORMAT, OPSET, torch.__version__, version("onnxscript"), model_config], sort_keys=True)
     folder = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    with locked(folder):
+        return _load_or_export(model_config, folder)
+
+
+def _load_or_export(model_config: Mapping, folder: Path) -> dict[str, onnx.ModelProto]:
     if all((folder / f"{name}.onnx").is_file() for name in GRAPHS):
         return {name: onnx.load(folder / f"{name}.onnx") for name in GRAPHS}
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ..engines.errors import UserError
 from .linears import Linear
 
 ALIGNMENT = 64
@@ -50,15 +51,24 @@ def write_graph(
     graph = model.graph
     runtime_inputs = [value for value in graph.input if not is_weight(value)]
     names = [value.name for value in graph.input if is_weight(value)]
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input}
     del graph.input[:]
     graph.input.extend(runtime_inputs)
     with DataFile(path.with_name(path.name + ".data")) as data:
         packed = _insert_qdq(graph, quantized or {}, data)
         for name in names:
             if name not in packed:
-                graph.initializer.append(data.add(name, weights(name)))
+                graph.initializer.append(data.add(name, _checked(name, weights(name), shapes[name])))
     onnx.save_model(model, path)
     return path.stat().st_size + data.path.stat().st_size
+
+
+def _checked(name: str, weight: NDArray, shape: list[int]) -> NDArray:
+    if list(weight.shape) != shape:
+        raise UserError(f"the checkpoint's {name} has shape {list(weight.shape)}, its configuration asks for {shape}")
+    if not np.isfinite(weight).all():
+        raise UserError(f"the checkpoint's {name} holds NaN or infinity")
+    return weight
 
 
 def is_weight(value: onnx.ValueInfoProto) -> bool:

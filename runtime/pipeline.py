@@ -54,8 +54,8 @@ class Settings:
             faults.append(f"cfg {self.cfg_scale} is outside 0..100")
         if not 0 <= self.seed <= MAX_SEED:
             faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        if not 0 < self.sigma_min <= self.sigma_max < float("inf"):
-            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min <= max")
+        if not 0 < self.sigma_min < self.sigma_max < float("inf"):
+            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max")
         if faults:
             raise UserError("; ".join(faults))
 
@@ -222,6 +222,8 @@ class Pipeline:
         return self._engines[graph, steps]
 
     def _open(self, graph: str, steps: int) -> Engine:
+        if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
+            raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
         shapes = graph_shapes(self.sizes, steps)[graph]
         cache = home() / "compiled" / self._backend
         return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, cache)

@@ -42,8 +42,8 @@ def tiny_float(tiny: Path, home: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def tiny_table(tiny: Path, home: Path) -> dict[str, NDArray[np.float32]]:
-    """absmax of the tiny model's Linears over 3 prompts x 8 steps."""
+def tiny_table_file(tiny: Path, home: Path) -> Path:
+    """The calibration table of the tiny model, 3 prompts x 8 steps."""
     from dit_trt.exporters.checkpoint import Checkpoint
     from dit_trt.tooling.workflow import CalibrationOptions, calibration_table
 
@@ -52,10 +52,19 @@ def tiny_table(tiny: Path, home: Path) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_sqs(tiny: Path, home: Path, tiny_table: dict[str, NDArray[np.float32]]) -> Bundle:
+def tiny_table(tiny: Path, tiny_table_file: Path) -> dict[str, NDArray[np.float32]]:
+    """absmax of the tiny model's Linears, [steps, in]."""
+    from dit_trt.exporters.checkpoint import Checkpoint
+    from dit_trt.tooling.tables import load_absmax
+
+    return load_absmax(tiny_table_file, Checkpoint.open(str(tiny)))
+
+
+@pytest.fixture(scope="session")
+def tiny_sqs(tiny: Path, home: Path, tiny_table_file: Path) -> Bundle:
     from dit_trt.exporters.checkpoint import Checkpoint
     from dit_trt.tooling.build import build_bundle
     from dit_trt.tooling.recipe import Recipe
 
     target = home / "fixtures" / "tiny-sqs"
-    return build_bundle(Checkpoint.open(str(tiny)), Recipe("sqs"), "openvino", target, tiny_table).bundle
+    return build_bundle(Checkpoint.open(str(tiny)), Recipe("sqs"), "openvino", target, tiny_table_file).bundle

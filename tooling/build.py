@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ from ..runtime.pipeline import Settings, graph_shapes
 from .quantizers import quantize_weight
 from .recipe import Recipe
 from .smoothing import Smoothing, activation_scale, fold
+from .tables import load_absmax, table_facts
 
 Float = NDArray[np.float32]
 Say = Callable[[str], object]
@@ -56,14 +59,13 @@ def quantize_model(
 
     smoothing = fold(checkpoint.linears, chosen, checkpoint.sizes.dit, absmax, absmax_w, recipe.alpha)
     scales = {linear.name: activation_scale(absmax[linear.name], smoothing.factor[linear.name]) for linear in chosen}
-    shared = [name for name in scales if name.endswith("cross_attn.to_kv")]
-    for name in shared:  # one tensor is read by all of them, so it gets one range
-        scales[name] = max(scales[other] for other in shared)
 
     def quantized(linear: Linear) -> QuantizedLinear:
         def weight(part: str) -> tuple[NDArray[np.int8], Float]:
             """Quantized under its own s; the row fold leaves the integers as they are and scales the scales."""
             original = checkpoint.tensor(linear.graph_name(part)) * smoothing.factor[linear.name]
+            if not np.isfinite(original).all():
+                raise UserError(f"the checkpoint's {linear.key()} holds NaN or infinity")
             integers, scale = quantize_weight(original)
             rows = smoothing.rows.get(linear.name)
             return integers, scale if rows is None else scale * rows[linear.rows(part)]
@@ -124,21 +126,23 @@ def build_bundle(
     recipe: Recipe,
     backend: str,
     target: Path | None = None,
-    absmax: Mapping[str, Float] | None = None,
+    table: Path | None = None,
     say: Say = lambda message: None,
 ) -> Built:
     """Build one bundle and prove it: every Linear asked for runs in int8, by the runtime's own account.
 
-    absmax: the calibration table (see calibrate); needed unless the method is `none`.
+    table: the calibration table (see calibrate); needed unless the method is `none`.
     Raises UserError for a bad model or recipe, and when a Linear lost its int8 kernel. Nothing is left behind then.
     """
     chosen = recipe.chosen(checkpoint.linears)
-    if chosen and absmax is None:
+    if chosen and table is None:
         raise UserError(f"method {recipe.method} needs a calibration table")
-    target = target or bundles_folder() / bundle_name(checkpoint.name, recipe, backend)
+    absmax = load_absmax(table, checkpoint) if table is not None else {}
+    calibration = table_facts(table) if table is not None and chosen else None
+    target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration)
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
-        smoothing, quantized = quantize_model(checkpoint, recipe, absmax) if absmax and chosen else (Smoothing(), {})
+        smoothing, quantized = quantize_model(checkpoint, recipe, absmax)
         write_graphs(checkpoint, folder, smoothing, quantized, say)
         save_file(_scales(smoothing, quantized), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
@@ -149,20 +153,22 @@ def build_bundle(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
                 "exclude them with --exclude or choose another backend"
             )
-        write_manifest(folder, _manifest(checkpoint, recipe, backend, len(chosen)))
+        write_manifest(folder, _manifest(checkpoint, recipe, backend, len(chosen), calibration))
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
-def bundle_name(model: str, recipe: Recipe, backend: str) -> str:
-    return f"{model}-{recipe.method}-{recipe.bits}-{backend}-{recipe.digest}"
+def bundle_name(checkpoint: Checkpoint, recipe: Recipe, backend: str, calibration: dict | None) -> str:
+    """`<model>-<method>-<bits>-<backend>-<hash>`; the hash is of the recipe, the model and its calibration table."""
+    text = json.dumps([recipe.to_dict(), checkpoint.digest, calibration], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{checkpoint.name}-{recipe.method}-{recipe.bits}-{backend}-{digest}"
 
 
-def lost_linears(folder: Path, backend: str, sizes: dict[str, int], chosen: list[Linear]) -> list[str]:
-    """Names of the Linears of which any MatMul does not run as int8 x int8 in the compiled conditioning and step."""
+def lost_linears(folder: Path, backend: str, sizes: dict[str, int], chosen: Sequence[Linear]) -> list[str]:
+    """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8."""
     found: set[str] = set()
-    shapes = graph_shapes(sizes, steps=Settings().steps)
-    for graph in {linear.graph for linear in chosen}:
-        found |= open_engine(backend, folder / f"{graph}.onnx", shapes[graph]).int8_matmuls()
+    for graph, shapes in graph_shapes(sizes, steps=Settings().steps).items():
+        found |= open_engine(backend, folder / f"{graph}.onnx", shapes).int8_matmuls()
     return [
         linear.name
         for linear in chosen
@@ -177,12 +183,13 @@ def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> d
     return tensors
 
 
-def _manifest(checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int) -> dict:
+def _manifest(checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int, calibration: dict | None) -> dict:
     settings = Settings()
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
         "backend": backend,
         "recipe": recipe.to_dict(),
+        "calibration": calibration,
         "linears": linears,
         "int8_linears": linears,
         "model": {

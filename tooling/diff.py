@@ -11,7 +11,7 @@ import shlex
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +170,7 @@ class _Counter:
 
 
 def _reseed(settings: Settings, index: int) -> Settings:
-    return Settings(settings.steps, settings.sampler, settings.cfg_scale, settings.seed + index)
+    return replace(settings, seed=settings.seed + index)
 
 
 def _record(
@@ -188,8 +188,7 @@ def _record(
 
 
 def _rollout(pipeline: Pipeline, conditioning: Conditioning, settings: Settings, count: _Counter) -> Float:
-    deterministic = Settings(settings.steps, "dpmpp-2m", settings.cfg_scale, settings.seed)
-    return pipeline.sample(conditioning, deterministic, count.one)
+    return pipeline.sample(conditioning, replace(settings, sampler="dpmpp-2m"), count.one)
 
 
 def _snr_db(expected: Float, found: Float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
@@ -26,7 +24,7 @@ class Recipe:
 
     method: str = "sqs"
     bits: str = "w8a8"
-    alpha: float = 0.5
+    alpha: float = 0.95
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -74,10 +72,6 @@ class Recipe:
             if key in known:
                 known[key] = tuple(known[key])
         return cls(**known)
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _matches(linear: Linear, pattern: str) -> bool:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..exporters.dit import DiTConfig
 from ..exporters.linears import DIT_PREFIX, Linear
+
+if TYPE_CHECKING:
+    from ..exporters.dit import DiTConfig
 
 Float = NDArray[np.float32]
 
@@ -98,7 +101,7 @@ def fold(
     if kv:
         # All blocks read one context: one s, folded into the bias-less Linear that makes it. So it concerns the
         # to_kv that stay in float, too.
-        x = np.max([absmax_x[linear.name].max(axis=0) for linear in kv], axis=0)
+        x = absmax_x[kv[0].name].max(axis=0)
         w = np.max([absmax_w(linear) for linear in kv], axis=0)
         s = smoothing_factor(x, w, alpha)
         smoothing.vectors[DIT_PREFIX + "to_cond_embed.2.weight"] = _inverse(s)

@@ -9,18 +9,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
 from ..engines.base import choose_backend
-from ..engines.bundle import Bundle, check_target, home
+from ..engines.bundle import Bundle, check_target, home, locked
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
+from ..exporters.float_graphs import GRAPH_FORMAT
 from ..runtime.pipeline import Settings
 from .build import Built, build_bundle
-from .calibrate import Plan, calibrate, load_absmax, shipped_table
+from .calibrate import Plan, calibrate
 from .recipe import Recipe
+from .tables import shipped_table
 
 Say = Callable[[str], object]
 # Given what runs and how many calls it takes, a context that yields `done(calls)`: a progress bar, most likely.
@@ -79,37 +78,36 @@ def build(
     checkpoint = Checkpoint.open(model)
     if output is not None:
         check_target(output)
-    absmax = None
+    table = None
     if recipe.chosen(checkpoint.linears):
-        absmax = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
-    return build_bundle(checkpoint, recipe, backend, output, absmax, say)
+        table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
+    return build_bundle(checkpoint, recipe, backend, output, table, say)
 
 
 def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) -> Bundle:
     """The float bundle of a checkpoint, built when it is missing (and said) and kept by the checkpoint's hash."""
-    folder = home() / "reference" / f"{checkpoint.digest[:16]}-{backend}"
-    try:
-        return Bundle(folder).verify()
-    except UserError:
-        say("building the FP32 reference of this checkpoint (kept for later)")
-        shutil.rmtree(folder, ignore_errors=True)  # ours, and damaged if it is there at all
-        return build_bundle(checkpoint, Recipe("none"), backend, folder).bundle
+    folder = home() / "reference" / f"{checkpoint.digest[:16]}-{GRAPH_FORMAT}-{backend}"
+    with locked(folder.with_name(f"{folder.name}.build")):
+        try:
+            return Bundle(folder).verify()
+        except UserError:
+            say("building the FP32 reference of this checkpoint (kept for later)")
+            shutil.rmtree(folder, ignore_errors=True)  # ours, and damaged if it is there at all
+            return build_bundle(checkpoint, Recipe("none"), backend, folder).bundle
 
 
 def calibration_table(
     checkpoint: Checkpoint, backend: str, options: CalibrationOptions, watch: Watch = unwatched, say: Say = silent
-) -> dict[str, NDArray[np.float32]]:
-    """absmax of every Linear's inputs: from the checkpoint's own table, the cache, or a calibration run now."""
+) -> Path:
+    """The table of every Linear's input ranges: the checkpoint's own, from the cache, or from a calibration run now."""
     if options == CalibrationOptions() and (shipped := shipped_table(checkpoint)) is not None:
         say("calibration table: the one shipped with the checkpoint (--recalibrate makes it afresh)")
-        return load_absmax(shipped, checkpoint)
+        return shipped
     plan = options.plan(checkpoint)
-    if options.recalibrate:
-        plan.table.unlink(missing_ok=True)
-    if plan.table.is_file():
+    if plan.table.is_file() and not options.recalibrate:
         say("calibration table: from the cache")
-        return load_absmax(plan.table, checkpoint)
+        return plan.table
     reference = reference_bundle(checkpoint, backend, say)
     say(f"calibrating with {len(plan.prompts)} prompts x {options.steps} steps; Ctrl-C keeps what is done")
     with watch("calibrating", plan.calls) as done:
-        return load_absmax(calibrate(checkpoint, reference, plan, done), checkpoint)
+        return calibrate(checkpoint, reference, plan, done, options.recalibrate)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -133,9 +134,37 @@ def test_a_failure_while_taking_its_place_keeps_the_old_bundle(bundle, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_at_the_end)
+    monkeypatch.setattr("dit_trt.engines.bundle._exchange", lambda one, other: False)  # a system that cannot swap
     with pytest.raises(type(error)):
         make(bundle, {"other.onnx": b"newer"})
     assert tree(bundle.parent) == before
+
+
+def test_a_reader_always_finds_a_bundle_while_it_is_replaced(bundle):
+    """Two folders are swapped in one step: no look ever finds neither."""
+    done = threading.Event()
+
+    def replace():
+        for i in range(60):
+            make(bundle, {"other.onnx": str(i).encode()})
+        done.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    looks = 0
+    while not done.is_set():
+        assert (bundle / MANIFEST).is_file()
+        looks += 1
+    writer.join()
+    assert looks > 60 and Bundle(bundle).verify().path("other.onnx").read_bytes() == b"59"
+
+
+def test_a_bundle_set_aside_by_a_killed_build_comes_back(bundle):
+    bundle.rename(bundle.parent / f".{bundle.name}.999999999-x.old")
+    with pytest.raises(ZeroDivisionError), new_bundle(bundle):
+        raise ZeroDivisionError
+    assert Bundle(bundle).verify()
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
 @pytest.mark.parametrize("content", [{}, {"thesis.txt": b"years of work"}], ids=["empty folder", "folder"])

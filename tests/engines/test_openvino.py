@@ -87,10 +87,8 @@ def test_nothing_of_a_float_bundle_runs_in_int8(tiny_float, graph):
 
 
 def damaged_copy(bundle, folder, damage):
-    """The bundle's two graphs with Linears in `folder`, the step graph after `damage(graph)`."""
-    folder.mkdir()
-    for name in ("conditioning.onnx", "conditioning.onnx.data", "step.onnx", "step.onnx.data"):
-        shutil.copyfile(bundle.path(name), folder / name)
+    """The bundle's graphs in `folder`, the step graph after `damage(graph)`."""
+    shutil.copytree(bundle.folder, folder)
     model = onnx.load(folder / "step.onnx", load_external_data=False)
     damage(model.graph)
     onnx.save_model(model, folder / "step.onnx")
@@ -145,12 +143,12 @@ def test_no_linear_of_the_whole_bundle_is_lost(tiny, tiny_sqs, tiny_float):
 @pytest.mark.parametrize(
     "matmul", [TO_OUT, LAYER.format(0) + "cross_attn.to_kv.v"], ids=["in the step", "in the conditioning"]
 )
-def test_a_build_that_lost_a_linear_fails_and_leaves_nothing(tiny, tiny_table, tmp_path, monkeypatch, matmul):
+def test_a_build_that_lost_a_linear_fails_and_leaves_nothing(tiny, tiny_table_file, tmp_path, monkeypatch, matmul):
     real = OpenVINOEngine.int8_matmuls
     monkeypatch.setattr(OpenVINOEngine, "int8_matmuls", lambda self: real(self) - {matmul})
     with pytest.raises(UserError) as error:
         building.build_bundle(
-            Checkpoint.open(str(tiny)), Recipe("sqs"), "openvino", tmp_path / "out" / "bundle", tiny_table
+            Checkpoint.open(str(tiny)), Recipe("sqs"), "openvino", tmp_path / "out" / "bundle", tiny_table_file
         )
     linear = matmul.removeprefix("model.model.").removesuffix(".v")
     assert str(error.value).startswith(f"1 of 14 Linears do not run in int8 with openvino: {linear};")

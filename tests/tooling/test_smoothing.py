@@ -122,9 +122,11 @@ def test_query_heads_that_share_a_kv_head_share_their_factor(tiny: Path, tiny_ta
     checkpoint = Checkpoint.open(str(tiny))
     smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
     config = checkpoint.sizes.dit
-    assert config.num_heads // config.kv_heads == 2
-    s = smoothing.factor["transformer.layers.1.cross_attn.to_out"].reshape(2, 64)
+    assert (config.num_heads, config.kv_heads) == (4, 2)
+    s = smoothing.factor["transformer.layers.1.cross_attn.to_out"].reshape(4, 32)
     np.testing.assert_array_equal(s[0], s[1])
+    np.testing.assert_array_equal(s[2], s[3])
+    assert not np.array_equal(s[0], s[2])
 
 
 def test_dead_channel_and_zero_context(tiny: Path, tiny_table: Table, tiny_sqs: Bundle) -> None:

@@ -21,7 +21,7 @@ Examples:
 @click.option("--bits", default="w8a8", show_default=True, help="w8a8.")
 @click.option("--backend", default="auto", show_default=True, help="auto or openvino.")
 @click.option("--output", metavar="DIR", help="Where to put the bundle (default: in the home folder).")
-@click.option("--alpha", default=0.5, show_default=True, help="Smoothing strength, 0..1 (eq. 3).")
+@click.option("--alpha", default=0.95, show_default=True, help="Smoothing strength, 0..1 (eq. 3).")
 @click.option("--include", multiple=True, metavar="GLOB", help="Quantize only these Linears (name or kind).")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these Linears in float (name or kind).")
 @click.option("--prompts", metavar="FILE", help="Calibration prompts: one a line, or an AudioCaps CSV.")

@@ -1,0 +1,88 @@
+"""Calibration tables on disk: what a table says of a model, where it comes from, and the small form that is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ..engines.bundle import sha256
+from ..engines.errors import UserError
+from ..exporters.checkpoint import Checkpoint
+
+Float = NDArray[np.float32]
+SHIPPED = "calibration.safetensors"
+SLIM_STEPS = 2  # steps that share a row of the shipped table
+
+
+def load_absmax(path: Path, checkpoint: Checkpoint) -> dict[str, Float]:
+    """The table at `path` as absmax of every Linear's input channels, [steps, in] (one row where it never changes).
+
+    Raises UserError when it is unreadable or belongs to another checkpoint.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, ValueError, Exception) as error:
+        raise UserError(f"the calibration table {path} cannot be read ({error}); use --recalibrate") from None
+    if metadata.get("checkpoint") != checkpoint.digest:
+        raise UserError(f"the calibration table {path} belongs to another checkpoint; use --recalibrate")
+    absmax = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind == "absmax":
+            steps = json.loads(metadata["settings"])["steps"] if len(value) > 1 else 1
+            absmax[name] = np.repeat(value.astype(np.float32), SLIM_STEPS, axis=0)[:steps]
+        elif kind == "max":
+            absmax[name] = np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"]))
+    return absmax
+
+
+def table_facts(path: Path) -> dict:
+    """Where a table comes from, for the manifest: prompts, settings and its sha256."""
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    return {
+        "prompts": json.loads(metadata["prompts"]),
+        "settings": json.loads(metadata["settings"]),
+        "sha256": sha256(path),
+    }
+
+
+def shipped_table(checkpoint: Checkpoint) -> Path | None:
+    """The table that came with a checkpoint, if it belongs to these very weights."""
+    path = checkpoint.folder / SHIPPED
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            return path if (file.metadata() or {}).get("checkpoint") == checkpoint.digest else None
+    except Exception:  # a damaged shipped table is the same as none: calibration makes a new one
+        return None
+
+
+def slim_table(table: Path, target: Path) -> None:
+    """A table small enough to ship: absmax only, the larger of every two steps, in fp16 rounded up.
+
+    No range is understated by it, and the largest over all steps, which SQS uses, changes by fp16's rounding alone.
+    """
+    with safe_open(table, framework="np") as file:
+        metadata = file.metadata()
+    tensors = load_file(table)
+    slim = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind == "max":
+            absmax = np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"]))
+            absmax = np.maximum.reduceat(absmax, np.arange(0, len(absmax), SLIM_STEPS), axis=0)
+            if absmax.max() > 65504:
+                raise UserError(f"{name} reaches {absmax.max():.0f}, more than a slim table's fp16 holds")
+            half = absmax.astype(np.float16)
+            slim[f"absmax/{name}"] = np.where(half < absmax, np.nextafter(half, np.float16(np.inf)), half)
+    save_file(slim, target, metadata)
+    target.chmod(0o644)

@@ -1,0 +1,30 @@
+"""A bundle in, the acceptance test's clips out: `<class>-<seed>.wav` for every class, with the product's defaults.
+
+python -m dit_trt.tooling.train_demo.clips --output wavs [--bundle NAME] [--seeds 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ...runtime.pipeline import Pipeline, Settings
+from ...runtime.wav import write_wav
+from .captions import PROMPTS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--bundle", help="default: the newest")
+    parser.add_argument("--seeds", type=int, default=4)
+    args = parser.parse_args()
+    pipeline = Pipeline.open(args.bundle)
+    for label, prompt in PROMPTS.items():
+        for clip in pipeline.generate([prompt], Settings(), num_variations=args.seeds):
+            write_wav(args.output / f"{label}-{clip.seed}.wav", clip.audio, clip.sample_rate)
+        print(label, flush=True)
+
+
+if __name__ == "__main__":
+    main()

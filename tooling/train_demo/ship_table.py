@@ -1,0 +1,22 @@
+"""Calibrate the demo afresh with the defaults and ship the slim table with it (absmax only, fp16 rounded up).
+
+python -m dit_trt.tooling.train_demo.ship_table
+"""
+
+from __future__ import annotations
+
+from ...engines.base import choose_backend
+from ...exporters.checkpoint import DEMO, Checkpoint
+from ..calibrate import calibrate
+from ..tables import SHIPPED, slim_table
+from ..workflow import CalibrationOptions, reference_bundle
+
+
+def main() -> None:
+    checkpoint = Checkpoint.open("demo")
+    reference = reference_bundle(checkpoint, choose_backend("auto"), print)
+    slim_table(calibrate(checkpoint, reference, CalibrationOptions().plan(checkpoint)), DEMO / SHIPPED)
+
+
+if __name__ == "__main__":
+    main()
