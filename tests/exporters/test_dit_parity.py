@@ -231,8 +231,9 @@ def test_number_conditioner_equals_stable_audio_tools():
     # NumberConditioner.forward of stable-audio-tools (its module needs torchaudio): clamp, to 0..1, embed
     expected = theirs(seconds.clamp(0, 512) / 512)
     assert_close(ours(seconds), expected)
-    assert ours(seconds)[0].equal(ours(seconds)[1])
-    assert ours(seconds)[5].equal(ours(seconds)[6])
+    # Within rounding: vectorized sines of one number differ by its place in the tensor.
+    torch.testing.assert_close(ours(seconds)[0], ours(seconds)[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours(seconds)[5], ours(seconds)[6], rtol=1e-5, atol=1e-6)
 
     shifted = NumberConditioner(24, min_val=-2, max_val=6)
     shifted.embedder.load_state_dict(theirs.state_dict())

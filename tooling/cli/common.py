@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,14 +97,16 @@ def _fail(message: str, code: int) -> None:
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with steps and ETA on a terminal, a line now and then elsewhere; yields `done(n)`."""
     if not stderr.is_terminal:
-        last = -1
+        last, start, first = -1, time.monotonic(), -1
 
         def done_plainly(n: int) -> None:
-            nonlocal last
+            nonlocal last, first
+            first = n if first < 0 else first
             tenth = 10 * n // max(total, 1)
             if tenth > last:
                 last = tenth
-                say(f"{description} {n}/{total}")
+                left = (time.monotonic() - start) * (total - n) / (n - first) if n > first else None
+                say(f"{description} {n}/{total}" + ("" if left is None else f", about {left:.0f} s left"))
 
         yield done_plainly
         return
