@@ -163,7 +163,8 @@ def figure(assets: Path, wavs: Path, path: Path) -> None:
     for row, label in zip(axes, FIGURE_CLASSES):
         real = augment(label, [r for r in recordings if r.label == label], rng)[0]
         sounds = [("real, decoded", through_decoder(real, buffers, filters))]
-        sounds += [(f"generated, seed {seed}", read(wavs / f"{label}-{seed}.wav")) for seed in (0, 1)]
+        generated = sorted(wavs.glob(f"{label}-*.wav"))[:2]
+        sounds += [(f"generated, seed {path.stem.rpartition('-')[2]}", read(path)) for path in generated]
         for axis, (title, sound) in zip(row, sounds):
             sound = np.pad(sound[:CLIP], (0, max(0, CLIP - len(sound))))
             mel = log_mel(sound / np.abs(sound).max(), filters)
