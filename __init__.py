@@ -26,5 +26,9 @@ __all__ = ["Pipeline", "Recipe", "build"]
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        try:
+            return getattr(import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            hint = "it comes with the build extra: pip install -c constraints.txt -e '.[build]' in a clone of dit-trt"
+            raise ModuleNotFoundError(f"dit_trt.{name} needs {error.name}; {hint}", name=error.name) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -129,6 +129,8 @@ def new_bundle(target: Path) -> Iterator[Path]:
         if not (work / MANIFEST).is_file():
             raise AssertionError("a bundle was finished without a manifest")
         work.chmod(0o755)
+        for file in work.iterdir():
+            file.chmod(0o644)  # some writers make private files; a bundle is to be shared
         with locked(target):
             if not (target.exists() and _exchange(work, target)):
                 if target.exists():
@@ -210,7 +212,7 @@ def find_bundle(name: str | None, quantized: bool = False) -> Bundle:
     if name is not None:
         for folder in (Path(name).expanduser(), bundles_folder() / name):
             if folder.is_dir():
-                return Bundle(folder)
+                return Bundle(folder.absolute())
         known = ", ".join(bundle.folder.name for bundle in list_bundles()[:5])
         raise UserError(f"no bundle {name!r}" + (f"; there are: {known}" if known else "; dit-trt build makes one"))
     bundles = [b for b in list_bundles() if not quantized or b.manifest["recipe"]["method"] != "none"]

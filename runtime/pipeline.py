@@ -225,7 +225,12 @@ class Pipeline:
         if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
             raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
         shapes = graph_shapes(self.sizes, steps)[graph]
-        cache = home() / "compiled" / self._backend
+        blobs = home() / "compiled" / self._backend
+        cache: Path | None = blobs
+        try:
+            blobs.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            cache = None  # a home nobody may write costs compile time, not the run
         return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, cache)
 
     @cached_property

@@ -102,11 +102,13 @@ def compare(
     prompts: Sequence[str],
     settings: Settings | None = None,
     inputs_folder: Path | None = None,
+    bar: float = 0.95,
     on_call: Callable[[int], object] = lambda done: None,
 ) -> Difference:
     """Compare `bundle` with `reference` on `prompts`; on_call counts calls of the DiT, 5 a prompt and step.
 
-    inputs_folder: where to keep the worst step's inputs, for the plain `polygraphy run` commands of the result.
+    inputs_folder: where to keep the first prompt's inputs of the worst step, for the plain `polygraphy run` commands
+    of the result, which pass when their cosine reaches `bar`.
     Raises UserError when the two are not of one model.
     """
     settings = settings or Settings()
@@ -151,6 +153,8 @@ def compare(
             },
             feeds[worst]["x"],
             worst,
+            settings.cfg_scale,
+            bar,
         )
     snr = [
         _snr_db(*(_rollout(p, conditionings[p][i], _reseed(settings, i), count) for p in (theirs, ours)))
@@ -198,7 +202,7 @@ def _snr_db(expected: Float, found: Float) -> float:
 
 
 def _polygraphy_commands(
-    folder: Path, sides: dict[str, tuple[Bundle, Conditioning]], x: Float, step: int
+    folder: Path, sides: dict[str, tuple[Bundle, Conditioning]], x: Float, step: int, cfg_scale: float, bar: float
 ) -> tuple[str, ...]:
     """Save one step's inputs for both step graphs; the two commands that compare them with ONNX Runtime alone.
 
@@ -220,7 +224,24 @@ def _polygraphy_commands(
         inputs = shlex.quote(str(folder / f"{name}_inputs.json"))
         return run.format(graph=graph, inputs=inputs, rest=rest)
 
+    script = folder / "guided_cosine.py"
+    script.write_text(_COMPARE_SCRIPT.format(cfg=cfg_scale, bar=bar), "utf-8")
     return (
         line("reference", f"--save-outputs {outputs}"),
-        line("bundle", f"--load-outputs {outputs} --compare cosine_similarity --cosine-similarity-threshold 0.95"),
+        line("bundle", f"--load-outputs {outputs} --compare-func-script {shlex.quote(str(script))}"),
     )
+
+
+_COMPARE_SCRIPT = """# The cosine of one step's CFG-combined velocities, as `dit-trt diff` computes it.
+from collections import OrderedDict
+
+import numpy as np
+
+
+def compare_outputs(reference, bundle):
+    halves = (np.asarray(result["velocity"], np.float64) for result in (reference, bundle))
+    a, b = (unconditional + (conditional - unconditional) * {cfg} for conditional, unconditional in halves)
+    cosine = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+    print(f"cosine of the guided velocities: {{cosine:.4f}}, bar {bar}")
+    return OrderedDict(velocity=bool(cosine >= {bar}))
+"""

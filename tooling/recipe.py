@@ -36,6 +36,8 @@ class Recipe:
             faults.append(f"unknown bits {self.bits!r} (one of: {', '.join(BITS)})")
         if not 0 <= self.alpha <= 1:
             faults.append(f"alpha {self.alpha} is outside 0..1")
+        if self.method == "none" and (self.alpha, self.include, self.exclude) != (Recipe.alpha, ("*",), ()):
+            faults.append("method none quantizes nothing: alpha, include and exclude do not apply")
         if faults:
             raise UserError("; ".join(faults))
         if self.method == "none":

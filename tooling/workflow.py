@@ -79,7 +79,10 @@ def build(
     if output is not None:
         check_target(output)
     table = None
-    if recipe.chosen(checkpoint.linears):
+    chosen = recipe.chosen(checkpoint.linears)
+    if recipe.method != "none" and not chosen:
+        raise UserError("--include and --exclude leave nothing to quantize; for FP32 use --method none")
+    if chosen:
         table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
     return build_bundle(checkpoint, recipe, backend, output, table, say)
 

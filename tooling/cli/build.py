@@ -9,7 +9,7 @@ from .common import dit_command, megabytes, path_option, progress, say, usage
 EPILOG = """\b
 Examples:
   dit-trt build --method sqs --bits w8a8      SmoothQuant static, INT8
-  dit-trt build --method none                 FP32, to compare with
+  dit-trt build --method none                 FP32, to listen to or time (diff makes its own)
   dit-trt build --exclude ff.ff.2             leave one kind of Linear in float
   dit-trt build --prompts captions.csv --num-prompts 20 --recalibrate
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -67,20 +68,37 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
                 raise
             _fail(
                 f"this command needs the package {error.name}, which comes with the build extra: "
-                "pip install 'dit-trt[build]' (see the README for CPU-only torch)",
+                'pip install -c constraints.txt -e ".[build]" in a clone of dit-trt',
                 1,
             )
         except OSError as error:
             if debug:
                 raise
             where = f" ({error.filename})" if error.filename else ""
-            _fail(f"{error.strerror or error}{where}", 1)
+            fix = "; choose another place with --output or DIT_TRT_HOME" if error.errno in _UNWRITABLE else ""
+            _fail(f"{error.strerror or error}{where}{fix}", 1)
+        except ImportError as error:
+            if debug or not _interrupted(error):
+                raise
+            _fail("interrupted", 130)
         if as_json:
             click.echo(json.dumps({key: _plain(value) for key, value in result.items()}))
         if result.get("passed") is False:
             sys.exit(1)
 
     return wrapped
+
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Ctrl-C while a C extension loads surfaces as an ImportError caused by it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _plain(value: object) -> object:

@@ -64,13 +64,14 @@ def command(
         reference = reference_bundle(checkpoint, found.backend, say)
     bar = MIN_COSINE[found.manifest["recipe"]["bits"]] if min_cosine is None else min_cosine
     folder = home() / "diff" / found.folder.name
+    say(f"comparing {found.folder.name} with {reference.folder.name}")
     with progress("comparing", 5 * num_prompts * steps) as done:
-        result = compare(found, reference, prompts[:num_prompts], settings, folder, done)
+        result = compare(found, reference, prompts[:num_prompts], settings, folder, bar, done)
     _print(result)
     passed = result.worst_step_cosine >= bar
     verdict = "PASS" if passed else "FAIL"
     say(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
-    say("the ONNX part again, with Polygraphy and ONNX Runtime alone:")
+    say("the worst step of the first prompt again, with Polygraphy and ONNX Runtime alone:")
     for line in result.polygraphy_commands:
         say("  " + line)
     return {

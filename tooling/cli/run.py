@@ -60,6 +60,8 @@ def command(
     _check_writable(paths[0].parent)
     pipeline = Pipeline.open(bundle, device)
     seconds = pipeline.check_seconds(seconds)
+    if bundle is None:
+        say(f"bundle {pipeline.bundle.folder.name}")
     for prompt in prompts:
         if cut := pipeline.count_cut_tokens(prompt):
             say(f"note: the last {cut} tokens of the prompt {prompt[:40]!r}... are not seen by this model")
