@@ -20,7 +20,7 @@ from ..engines.errors import UserError
 from .linears import Linear
 
 ALIGNMENT = 64
-_INLINE = 1024  # bytes; smaller weights stay in the graph itself
+INLINE = 1024  # bytes; smaller weights stay in the graph itself
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class DataFile:
     def add(self, name: str, array: NDArray) -> TensorProto:
         """The initializer of `array`: inline when small, else a reference to bytes written here and now."""
         array = np.asarray(array, order="C")
-        if array.nbytes < _INLINE:
+        if array.nbytes < INLINE:
             return numpy_helper.from_array(array, name)
         offset = math.ceil(self._file.tell() / ALIGNMENT) * ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
