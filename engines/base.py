@@ -116,19 +116,22 @@ def open_engine(
     shapes: Mapping[str, tuple[int, ...]],
     device: str | None = None,
     digest: str | None = None,
+    threads: int | None = None,
 ) -> Engine:
     """Compile the ONNX file at `path` for fixed input `shapes`.
 
     digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
+    threads: how many of a CPU's to use (default: the backend's choice).
     """
     kind = BACKENDS[backend]
     module = kind.load()
-    options = {} if device is None else {"device": device}
+    given = {"device": device, "threads": threads}
+    options = {name: value for name, value in given.items() if value is not None}
     engine = getattr(module, kind.engine)
     try:
         if digest is None or not kind.keeps_blobs:
             return engine(path, shapes, **options)
-        key = (backend, module.runtime_version(), device, digest, sorted(shapes.items()))
+        key = (backend, module.runtime_version(), sorted(options.items()), digest, sorted(shapes.items()))
         with blob_folder(key) as folder:
             return engine(path, shapes, cache=folder, **options)
     except RuntimeError as error:

@@ -10,6 +10,7 @@ COMMANDS = {
     "build": "Quantize a model and build its engine bundle.",
     "run": "Generate sound from prompts.",
     "diff": "Compare a quantized bundle with FP32, step by step.",
+    "bench": "Time one step by every means there is here.",
 }
 
 
