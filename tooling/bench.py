@@ -2,7 +2,7 @@
 
 Every contender gets the same inputs, recorded from a run of the FP32 model, and computes one step of the DiT with both
 CFG halves. They take turns in rounds, in an order that changes, because a busy machine slows down whoever runs just
-then; a ratio is taken within each round and the median over rounds reported. Every contender has the same number of threads.
+then; a ratio is taken within each round and the median over rounds reported. All have the same number of threads.
 """
 
 from __future__ import annotations
