@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
+from typing import Literal, Protocol
 
 from numpy.typing import NDArray
 
+from .blobs import blob_folder
 from .errors import UserError
 
 
@@ -29,22 +32,82 @@ class Engine(Protocol):
         ...
 
 
-# backend -> (module, class, the package it needs)
-BACKENDS = {"openvino": ("openvino", "OpenVINOEngine", "openvino")}
+@dataclass(frozen=True)
+class Dialect:
+    """How a backend wants its Q/DQ graphs.
+
+    activation: the integer type of quantized activations. `uint8` is int8 plus 128, with zero point 128: the same
+    values and the same products, in the form for which ONNX Runtime's CPU kernels use VNNI.
+    """
+
+    activation: Literal["int8", "uint8"] = "int8"
+
+
+INT8 = Dialect()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A module of this folder with `engine`, a class, and the functions `unusable` and `runtime_version`.
+
+    package: what must be importable. install: how a user gets it. keeps_blobs: compiling is slow enough to be cached.
+    """
+
+    module: str
+    engine: str
+    package: str
+    install: str
+    dialect: Dialect = INT8
+    keeps_blobs: bool = False
+
+    def load(self) -> ModuleType:
+        return import_module(f".{self.module}", __package__)
+
+    def unusable(self) -> str | None:
+        """Why nothing can run with it here, and the fix; None when it can."""
+        if not find_spec(self.package):
+            return f"the package {self.package} is not installed: {self.install}"
+        return self.load().unusable()
+
+
+# In the order of `auto`.
+BACKENDS = {
+    "openvino": Backend("openvino", "OpenVINOEngine", "openvino", "pip install openvino", keeps_blobs=True),
+    "onnxruntime": Backend(
+        "onnxruntime",
+        "ONNXRuntimeEngine",
+        "onnxruntime",
+        "pip install onnxruntime (or onnxruntime-gpu for CUDA, never both)",
+        Dialect("uint8"),
+    ),
+}
 
 
 def choose_backend(name: str) -> str:
-    """`auto` becomes a backend that can run here. Raises UserError for an unknown or uninstalled one."""
+    """`auto` becomes the first backend that can run here. Raises UserError for an unknown or unusable one."""
     if name == "auto":
-        name = next((b for b, (_, _, package) in BACKENDS.items() if find_spec(package)), "")
-        if not name:
-            raise UserError("no backend is installed: pip install openvino")
+        reasons = {}
+        for candidate, backend in BACKENDS.items():
+            reason = backend.unusable()
+            if reason is None:
+                return candidate
+            reasons[candidate] = reason
+        raise UserError("no backend can run here; " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
     if name not in BACKENDS:
         raise UserError(f"unknown backend {name!r} (one of: auto, {', '.join(BACKENDS)})")
-    package = BACKENDS[name][2]
-    if not find_spec(package):
-        raise UserError(f"the backend {name} needs the package {package}: pip install {package}")
+    if (reason := BACKENDS[name].unusable()) is not None:
+        raise UserError(f"the backend {name} cannot run here: {reason}")
     return name
+
+
+def explain_auto(chosen: str) -> str:
+    """One line on why `auto` became `chosen`: those before it in `BACKENDS` cannot run here."""
+    passed_over = list(BACKENDS)[: list(BACKENDS).index(chosen)]
+    reasons = [f"{name} cannot run here ({BACKENDS[name].unusable()})" for name in passed_over]
+    rest = [name for name in BACKENDS if name not in passed_over]
+    if not reasons:
+        return f"backend {chosen}: the fastest on a CPU, and it can run here (tried in this order: {', '.join(rest)})"
+    return f"backend {chosen}: " + "; ".join(reasons)
 
 
 def open_engine(
@@ -52,14 +115,25 @@ def open_engine(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     device: str | None = None,
-    cache: Path | None = None,
+    digest: str | None = None,
+    threads: int | None = None,
 ) -> Engine:
-    """Compile the ONNX file at `path` for fixed input `shapes`; `cache` is a folder for the backend's own blobs."""
-    module, engine, _ = BACKENDS[backend]
-    options = {} if device is None else {"device": device}
-    kind = getattr(import_module(f".{module}", __package__), engine)
+    """Compile the ONNX file at `path` for fixed input `shapes`.
+
+    digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
+    threads: how many of a CPU's to use (default: the backend's choice).
+    """
+    kind = BACKENDS[backend]
+    module = kind.load()
+    given = {"device": device, "threads": threads}
+    options = {name: value for name, value in given.items() if value is not None}
+    engine = getattr(module, kind.engine)
     try:
-        return kind(path, shapes, cache=cache, **options)
+        if digest is None or not kind.keeps_blobs:
+            return engine(path, shapes, **options)
+        key = (backend, module.runtime_version(), sorted(options.items()), digest, sorted(shapes.items()))
+        with blob_folder(key) as folder:
+            return engine(path, shapes, cache=folder, **options)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["no reason given"]
         raise UserError(f"{backend} cannot compile {path.name}: {lines[-1].strip()}") from error

@@ -12,6 +12,17 @@ from numpy.typing import NDArray
 from .errors import UserError
 
 
+def unusable() -> str | None:
+    """Why nothing can run with it here; None when it has its CPU device."""
+    if "CPU" in (devices := ov.Core().available_devices):
+        return None
+    return f"OpenVINO lists no CPU device (only: {', '.join(devices) or 'none'}); reinstall openvino"
+
+
+def runtime_version() -> str:
+    return ov.__version__
+
+
 class OpenVINOEngine:
     """One compiled graph with fixed shapes.
 

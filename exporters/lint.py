@@ -9,6 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
+from ..engines.base import INT8, Dialect
+from .qdq import ZERO_POINTS
+
 FORBIDDEN = ("MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger", "QLinearConv")
 SPLITS = ("Split", "Slice", "Gather")
 SMALLEST = 16  # a GEMM with fewer input or output channels is slower quantized
@@ -18,14 +21,14 @@ class GraphLintError(ValueError):
     """The graph breaks rules that keep integer GEMMs integer; the message lists all faults."""
 
 
-def lint(path: Path) -> None:
+def lint(path: Path, dialect: Dialect = INT8) -> None:
     """Raise GraphLintError with every fault of the ONNX file at `path`; small tensors are read, weights are not."""
-    faults = lint_faults(onnx.load(path, load_external_data=False), path.parent)
+    faults = lint_faults(onnx.load(path, load_external_data=False), path.parent, dialect)
     if faults:
         raise GraphLintError(f"{path.name}: " + "; ".join(faults))
 
 
-def lint_faults(model: onnx.ModelProto, folder: Path) -> list[str]:
+def lint_faults(model: onnx.ModelProto, folder: Path, dialect: Dialect = INT8) -> list[str]:
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
@@ -54,8 +57,11 @@ def lint_faults(model: onnx.ModelProto, folder: Path) -> list[str]:
             faults.append(f"{node.name}: its scale is not positive and finite")
         elif scale.dtype != np.float32:
             faults.append(f"{node.name}: its scale is {scale.dtype}, accumulators need float32")
-        if zero is None or zero.dtype != np.int8 or zero.any():
-            faults.append(f"{node.name}: its zero point is not int8 zeros")
+        wanted = np.int8(0) if node.input[0] in initializers else ZERO_POINTS[dialect.activation]
+        if node.op_type == "DequantizeLinear" and node.input[0] not in initializers:
+            faults += _pair_faults(node, producers)
+        if zero is None or zero.dtype != wanted.dtype or (zero != wanted).any():
+            faults.append(f"{node.name}: its zero point is not {wanted.dtype} {wanted}")
         if node.op_type == "QuantizeLinear":
             if scale is not None and scale.size != 1:
                 faults.append(f"{node.name}: activations have one scale, this has {scale.size}")
@@ -65,6 +71,14 @@ def lint_faults(model: onnx.ModelProto, folder: Path) -> list[str]:
         else:
             faults += _dequantize_faults(node, producers, consumers, initializers)
     return list(dict.fromkeys(faults))  # both DQs of a MatMul tell of it
+
+
+def _pair_faults(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> list[str]:
+    """A DQ undoes its Q: with other parameters the pair would scale what passes through it."""
+    before = producers.get(node.input[0])
+    if before is None or before.op_type != "QuantizeLinear":
+        return [f"{node.name}: dequantizes what no QuantizeLinear made"]
+    return [] if before.input[1:] == node.input[1:] else [f"{node.name}: its scale is not its QuantizeLinear's"]
 
 
 def _dequantize_faults(
@@ -86,6 +100,8 @@ def _dequantize_faults(
         for after in consumers.get(reader.output[0], []):
             if after.op_type in SPLITS:
                 faults.append(f"{reader.name}: goes straight into {after.op_type} and would fall to float")
+    if weight is not None and (axis := next((a.i for a in node.attribute if a.name == "axis"), 1)) != 1:
+        faults.append(f"{node.name}: its axis is {axis}, weights [in, out] have a scale per output, axis 1")
     if weight is not None and min(weight.dims) < SMALLEST:
         faults.append(f"{node.name}: {list(weight.dims)} is too small to be worth int8")
     return faults

@@ -16,10 +16,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ..engines.base import INT8, Dialect
 from ..engines.errors import UserError
 from .linears import Linear
 
 ALIGNMENT = 64
+ZERO_POINTS: dict[str, np.int8 | np.uint8] = {"int8": np.int8(0), "uint8": np.uint8(128)}  # of activations
 INLINE = 1024  # bytes; smaller weights stay in the graph itself
 
 
@@ -40,8 +42,9 @@ def write_graph(
     path: Path,
     weights: Callable[[str], NDArray],
     quantized: Mapping[str, QuantizedLinear] | None = None,
+    dialect: Dialect = INT8,
 ) -> int:
-    """Write `path` and `path + '.data'`. Returns the bytes of both.
+    """Write `path` and `path + '.data'`, as the backend of `dialect` wants it. Returns the bytes of both.
 
     topology: a graph whose weights are inputs (see float_graphs). weights(name): the float array of an input.
     quantized: by Linear name; only those of this graph count, the others are ignored.
@@ -55,7 +58,7 @@ def write_graph(
     del graph.input[:]
     graph.input.extend(runtime_inputs)
     with DataFile(path.with_name(path.name + ".data")) as data:
-        packed = _insert_qdq(graph, quantized or {}, data)
+        packed = _insert_qdq(graph, quantized or {}, data, dialect)
         for name in names:
             if name not in packed:
                 graph.initializer.append(data.add(name, _checked(name, weights(name), shapes[name])))
@@ -86,7 +89,9 @@ def matmuls_by_weight(graph: onnx.GraphProto) -> dict[str, tuple[onnx.NodeProto,
     }
 
 
-def _insert_qdq(graph: onnx.GraphProto, quantized: Mapping[str, QuantizedLinear], data: DataFile) -> set[str]:
+def _insert_qdq(
+    graph: onnx.GraphProto, quantized: Mapping[str, QuantizedLinear], data: DataFile, dialect: Dialect
+) -> set[str]:
     """Rewrite `x -> MatMul(W^T)` to `x -> Q -> DQ -> MatMul(DQ(int8 W^T))`; returns the weights so replaced."""
     matmuls = matmuls_by_weight(graph)
     before: dict[str, list[onnx.NodeProto]] = {}
@@ -112,7 +117,7 @@ def _insert_qdq(graph: onnx.GraphProto, quantized: Mapping[str, QuantizedLinear]
             nodes = before.setdefault(matmul.output[0], [])
             key = (matmul.input[0], item.activation_scale)
             if key not in pairs:
-                pairs[key] = _activation_pair(graph, base, matmul.input[0], item.activation_scale, nodes)
+                pairs[key] = _activation_pair(graph, base, *key, nodes, ZERO_POINTS[dialect.activation])
             nodes.append(
                 helper.make_node(
                     "DequantizeLinear",
@@ -135,10 +140,12 @@ def _insert_qdq(graph: onnx.GraphProto, quantized: Mapping[str, QuantizedLinear]
     return packed
 
 
-def _activation_pair(graph: onnx.GraphProto, base: str, x: str, scale: float, nodes: list[onnx.NodeProto]) -> str:
+def _activation_pair(
+    graph: onnx.GraphProto, base: str, x: str, scale: float, nodes: list[onnx.NodeProto], zero: np.int8 | np.uint8
+) -> str:
     """Q and DQ of one tensor with a per-tensor scale; Linears that read the same tensor share the pair."""
     graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), f"{base}.x_scale"))
-    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), f"{base}.x_zero_point"))
+    graph.initializer.append(numpy_helper.from_array(np.array(zero), f"{base}.x_zero_point"))
     parameters = [f"{base}.x_scale", f"{base}.x_zero_point"]
     nodes.append(helper.make_node("QuantizeLinear", [x, *parameters], [f"{base}.x_q"], name=f"{base}.x_q"))
     nodes.append(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import Engine, choose_backend, open_engine
-from ..engines.bundle import Bundle, find_bundle, home
+from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError
 from .denoiser import Conditioning, GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
@@ -28,6 +28,7 @@ from .wav import finish
 Float = NDArray[np.float32]
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
+TIME_ROWS = 128  # the conditioning graph embeds so many timesteps at once: one engine for every --steps up to it
 
 
 @dataclass(frozen=True)
@@ -166,18 +167,19 @@ class Pipeline:
         texts = [prompt, prompt if negative_prompt is None else negative_prompt]
         embeds = [self._embed(text) for text in texts]
         t = sigma_to_t(settings.sigmas[:-1]).astype(np.float32)
-        outputs = self.engine("conditioning", settings.steps).run(
+        rows = -(-len(t) // TIME_ROWS) * TIME_ROWS
+        outputs = self.engine("conditioning", rows).run(
             {
                 "prompt_embeds": np.concatenate(embeds),
                 "seconds_start": np.zeros(2, np.float32),
                 "seconds_total": np.full(2, seconds, np.float32),
                 "keep": np.array([1, negative_prompt is not None], np.float32),
-                "t": t,
+                "t": np.pad(t, (0, rows - len(t)), mode="edge"),
             }
         )
         return Conditioning(
             {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))},
-            outputs["time_embed"],
+            outputs["time_embed"][: len(t)],
         )
 
     def sample(
@@ -216,7 +218,7 @@ class Pipeline:
         return audio[None]
 
     def engine(self, graph: str, steps: int = 0) -> Engine:
-        """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's number of t values)."""
+        """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's rows of t)."""
         if (graph, steps) not in self._engines:
             self._engines[graph, steps] = self._open(graph, steps)
         return self._engines[graph, steps]
@@ -225,13 +227,9 @@ class Pipeline:
         if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
             raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
         shapes = graph_shapes(self.sizes, steps)[graph]
-        blobs = home() / "compiled" / self._backend
-        cache: Path | None = blobs
-        try:
-            blobs.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            cache = None  # a home nobody may write costs compile time, not the run
-        return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, cache)
+        files = self.bundle.manifest["files"]
+        digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
+        return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, digest)
 
     @cached_property
     def _tokenizer(self) -> PromptTokenizer:
@@ -242,7 +240,7 @@ class Pipeline:
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
 
 
-def graph_shapes(sizes: dict[str, int], steps: int) -> dict[str, dict[str, tuple[int, ...]]]:
+def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input shapes of every graph for one clip: the CFG pair is the batch of 2."""
     s = sizes
     key = (2, s["num_heads"], s["context_tokens"], s["dim_heads"])

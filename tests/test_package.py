@@ -16,7 +16,7 @@ from dit_trt.tooling.cli import COMMANDS
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 NOT_SHIPPED = {"tests", "docs", "examples", "build", "dist", "work", "venv"}
-BUILD_EXTRA = ("torch", "onnx", "onnxscript", "onnxruntime", "ml_dtypes", "polygraphy")
+BUILD_EXTRA = ("torch", "onnx", "onnxscript", "ml_dtypes", "polygraphy")
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "polygraphy", "transformers", "soundfile", "rich")
 
 
@@ -74,7 +74,7 @@ def test_a_commands_help_needs_no_build_extra():
     for command in COMMANDS:
         code = f"from dit_trt.tooling.cli import main; main(['{command}', '--help'], standalone_mode=False)"
         names = loaded_by(code)
-        assert names.isdisjoint({*BUILD_EXTRA, "openvino"}), names
+        assert names.isdisjoint({*BUILD_EXTRA, "openvino", "onnxruntime"}), names
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_every_package_has_its_direction():
 
 def test_engines_and_runtime_import_without_the_build_extra():
     names = [".".join(package) for package in modules().values() if package[:1] in (("engines",), ("runtime",))]
-    assert {"engines.openvino", "runtime.pipeline"} <= set(names)
+    assert {"engines.openvino", "engines.onnxruntime", "runtime.pipeline"} <= set(names)
     code = "\n".join(f"import dit_trt.{name}" for name in sorted(names))
     assert loaded_by(code, without=BUILD_EXTRA).isdisjoint(BUILD_EXTRA)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ..engines.base import open_engine
+from ..engines.base import BACKENDS, INT8, Dialect, open_engine
 from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_manifest
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
@@ -94,14 +94,15 @@ def write_graphs(
     smoothing: Smoothing | None = None,
     quantized: Mapping[str, QuantizedLinear] | None = None,
     say: Say = lambda message: None,
+    dialect: Dialect = INT8,
 ) -> None:
     """Write the four graphs with float, folded or quantized weights into `folder`, and lint them."""
     weights = folded_weights(checkpoint, smoothing or Smoothing())
     topologies = export_topologies(checkpoint.config, home() / "graphs")
     for name in GRAPHS:
         say(f"writing {name}.onnx")
-        write_graph(topologies[name], folder / f"{name}.onnx", weights, quantized)
-        lint(folder / f"{name}.onnx")
+        write_graph(topologies[name], folder / f"{name}.onnx", weights, quantized, dialect)
+        lint(folder / f"{name}.onnx", dialect)
 
 
 def bundle_sizes(checkpoint: Checkpoint) -> dict[str, int]:
@@ -128,10 +129,13 @@ def build_bundle(
     target: Path | None = None,
     table: Path | None = None,
     say: Say = lambda message: None,
+    device: str | None = None,
+    allow_float: bool = False,
 ) -> Built:
     """Build one bundle and prove it: every Linear asked for runs in int8, by the runtime's own account.
 
     table: the calibration table (see calibrate); needed unless the method is `none`.
+    device: whose kernels are looked at (default: the backend's CPU). allow_float: count lost Linears, do not refuse.
     Raises UserError for a bad model or recipe, and when a Linear lost its int8 kernel. Nothing is left behind then.
     """
     chosen = recipe.chosen(checkpoint.linears)
@@ -143,17 +147,18 @@ def build_bundle(
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
         smoothing, quantized = quantize_model(checkpoint, recipe, absmax)
-        write_graphs(checkpoint, folder, smoothing, quantized, say)
+        write_graphs(checkpoint, folder, smoothing, quantized, say, BACKENDS[backend].dialect)
         save_file(_scales(smoothing, quantized), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
-        lost = lost_linears(folder, backend, bundle_sizes(checkpoint), chosen)
-        if lost:
+        lost = lost_linears(folder, backend, bundle_sizes(checkpoint), chosen, device)
+        if lost and not allow_float:
             raise UserError(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
-                "exclude them with --exclude or choose another backend"
+                "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
             )
-        write_manifest(folder, _manifest(checkpoint, recipe, backend, len(chosen), calibration))
+        int8_linears = len(chosen) - len(lost)
+        write_manifest(folder, _manifest(checkpoint, recipe, backend, len(chosen), int8_linears, calibration))
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
@@ -164,11 +169,13 @@ def bundle_name(checkpoint: Checkpoint, recipe: Recipe, backend: str, calibratio
     return f"{checkpoint.name}-{recipe.method}-{recipe.bits}-{backend}-{digest}"
 
 
-def lost_linears(folder: Path, backend: str, sizes: dict[str, int], chosen: Sequence[Linear]) -> list[str]:
+def lost_linears(
+    folder: Path, backend: str, sizes: dict[str, int], chosen: Sequence[Linear], device: str | None = None
+) -> list[str]:
     """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8."""
     found: set[str] = set()
-    for graph, shapes in graph_shapes(sizes, steps=Settings().steps).items():
-        found |= open_engine(backend, folder / f"{graph}.onnx", shapes).int8_matmuls()
+    for graph, shapes in graph_shapes(sizes).items():
+        found |= open_engine(backend, folder / f"{graph}.onnx", shapes, device).int8_matmuls()
     return [
         linear.name
         for linear in chosen
@@ -183,7 +190,9 @@ def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> d
     return tensors
 
 
-def _manifest(checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int, calibration: dict | None) -> dict:
+def _manifest(
+    checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int, int8_linears: int, calibration: dict | None
+) -> dict:
     settings = Settings()
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -191,7 +200,7 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int
         "recipe": recipe.to_dict(),
         "calibration": calibration,
         "linears": linears,
-        "int8_linears": linears,
+        "int8_linears": int8_linears,
         "model": {
             "name": checkpoint.name,
             "source": checkpoint.source,
@@ -208,5 +217,8 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int
             "sigma_min": settings.sigma_min,
             "sigma_max": settings.sigma_max,
         },
-        "versions": {name: version(name) for name in ("dit-trt", "onnx", "torch", backend)},
+        "versions": {
+            **{name: version(name) for name in ("dit-trt", "onnx", "torch")},
+            backend: BACKENDS[backend].load().runtime_version(),
+        },
     }

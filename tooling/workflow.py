@@ -67,10 +67,13 @@ def build(
     calibration: CalibrationOptions | None = None,
     watch: Watch = unwatched,
     say: Say = silent,
+    device: str | None = None,
+    allow_float: bool = False,
 ) -> Built:
     """A recipe becomes a bundle; the model is calibrated first when the recipe needs it and no table is at hand.
 
     model: `demo` or a folder in stable-audio-tools' layout. output: the bundle's folder (default: in the home folder).
+    device, allow_float: see `build_bundle`.
     Raises UserError for whatever the user can mend; a bundle is whole or absent.
     """
     recipe = recipe or Recipe()
@@ -81,7 +84,7 @@ def build(
     table = None
     if recipe.chosen(checkpoint.linears):
         table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
-    return build_bundle(checkpoint, recipe, backend, output, table, say)
+    return build_bundle(checkpoint, recipe, backend, output, table, say, device, allow_float)
 
 
 def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) -> Bundle:

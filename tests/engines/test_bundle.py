@@ -1,7 +1,9 @@
 """The bundle on disk: whole or absent, checked when opened, found by folder, by name or by age."""
 
+import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,28 +13,36 @@ from pathlib import Path
 import pytest
 
 from dit_trt.engines.bundle import (
+    FORMAT,
     MANIFEST,
+    REQUIRED,
     Bundle,
     bundles_folder,
     find_bundle,
     home,
     list_bundles,
     new_bundle,
+    unusable_bundles,
     write_manifest,
 )
 from dit_trt.engines.errors import UserError
 
-FILES = {"step.onnx": b"a graph", "step.onnx.data": bytes(range(256)) * 40}
+FILES = {name: name.encode() for name in sorted(REQUIRED)} | {"step.onnx.data": bytes(range(256)) * 40}
+SIZES = (
+    *("io_channels", "embed_dim", "depth", "num_heads", "dim_heads", "cond_dim"),
+    *("prompt_tokens", "context_tokens", "max_latents", "downsampling_ratio", "sample_rate"),
+)
 
 
 def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
+    pretransform = {"type": "mel_pca", "config": {}}
     return {
         "backend": "openvino",
         "created": created,
-        "model": {"name": "tiny"},
-        "recipe": {"method": method},
-        "schedule": {},
-        "sizes": {},
+        "model": {"name": "tiny", "source": "/x", "digest": "0" * 64, "licence": "", "pretransform": pretransform},
+        "recipe": {"method": method, "bits": "w8a8"},
+        "schedule": {"steps": 100, "sampler": "euler", "cfg": 7.0, "seed": 1, "sigma_min": 0.3, "sigma_max": 500},
+        "sizes": dict.fromkeys(SIZES, 7),
     }
 
 
@@ -61,10 +71,18 @@ def refusal(call, *args):
 
 
 def edit(folder, change):
-    """Apply `change` to the manifest of `folder`, in place."""
+    """Apply `change` to the manifest of `folder`, in place, as a forger does: its own hash is right again."""
     values = json.loads((folder / MANIFEST).read_text("utf-8"))
     change(values)
-    (folder / MANIFEST).write_text(json.dumps(values), "utf-8")
+    (folder / MANIFEST).write_text(stamped(values), "utf-8")
+
+
+def stamped(values):
+    """`values` as JSON with a valid `sha256` field: the sha256 of the text in which that field is 64 zeros."""
+    blank = json.dumps({**values, "sha256": "0" * 64}, indent=3)
+    assert blank.count("0" * 64) >= 1
+    stamp = hashlib.sha256(blank.encode()).hexdigest()
+    return blank.replace('"sha256": "' + "0" * 64, '"sha256": "' + stamp, 1)
 
 
 @pytest.fixture
@@ -104,7 +122,7 @@ def test_an_interrupted_write_leaves_everything_as_it_was(tmp_path, error, old):
         make(target)
     before = tree(tmp_path)
     with pytest.raises(error), new_bundle(target) as work:
-        fill(work, {"step.onnx": b"half of"})
+        fill(work, {**FILES, "step.onnx": b"half of"})
         assert tree(tmp_path) != before
         raise error
     assert tree(tmp_path) == before
@@ -116,9 +134,48 @@ def test_a_bundle_without_a_manifest_is_not_finished(tmp_path):
     assert tree(tmp_path) == {}
 
 
+def test_a_bundle_that_could_not_be_opened_never_takes_the_place(bundle):
+    before = tree(bundle.parent)
+    with pytest.raises(UserError, match=r"does not list step\.onnx"), new_bundle(bundle) as work:
+        fill(work, {name: content for name, content in FILES.items() if name != "step.onnx"})
+    assert tree(bundle.parent) == before
+
+
+def test_a_link_to_a_bundle_stays_one(bundle, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(bundle)
+    make(link, created="2027-01-01T00:00:00+00:00")
+    assert link.is_symlink() and Bundle(bundle).verify().manifest["created"].startswith("2027")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles", "link"]
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_the_work_of_a_living_build_is_never_swept(bundle):
+    with new_bundle(bundle) as first:
+        fill(first)
+        make(bundle, created="2027-01-01T00:00:00+00:00")
+        assert (first / MANIFEST).is_file()
+    assert Bundle(bundle).verify().manifest["created"].startswith("2026")
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_in_the_home_folder_any_build_sweeps_what_others_left(own_home):
+    left = bundles_folder() / ".gone.123-abc_d"
+    left.mkdir(parents=True)
+    make(bundles_folder() / "one")
+    assert [path.name for path in bundles_folder().iterdir()] == ["one"]
+
+
+def test_elsewhere_only_the_leftovers_of_this_bundle_are_swept(tmp_path):
+    for name in (".one.123-abc", ".two.123-abc", ".one.notes", ".onesie-1"):
+        (tmp_path / name).mkdir()
+    make(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".one.notes", ".onesie-1", ".two.123-abc", "one"]
+
+
 def test_a_new_bundle_replaces_an_old_one_whole(bundle):
-    make(bundle, {"other.onnx": b"newer"}, created="2027-01-01T00:00:00+00:00")
-    assert sorted(path.name for path in bundle.iterdir()) == sorted(["other.onnx", MANIFEST])
+    make(bundle, {**FILES, "other.txt": b"newer"}, created="2027-01-01T00:00:00+00:00")
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*FILES, "other.txt", MANIFEST])
     assert Bundle(bundle).verify().manifest["created"].startswith("2027")
     assert [path.name for path in bundle.parent.iterdir()] == ["one"]
 
@@ -136,7 +193,7 @@ def test_a_failure_while_taking_its_place_keeps_the_old_bundle(bundle, monkeypat
     monkeypatch.setattr(Path, "rename", fail_at_the_end)
     monkeypatch.setattr("dit_trt.engines.bundle._exchange", lambda one, other: False)  # a system that cannot swap
     with pytest.raises(type(error)):
-        make(bundle, {"other.onnx": b"newer"})
+        make(bundle, {**FILES, "other.txt": b"newer"})
     assert tree(bundle.parent) == before
 
 
@@ -146,7 +203,7 @@ def test_a_reader_always_finds_a_bundle_while_it_is_replaced(bundle):
 
     def replace():
         for i in range(60):
-            make(bundle, {"other.onnx": str(i).encode()})
+            make(bundle, {**FILES, "other.txt": str(i).encode()})
         done.set()
 
     writer = threading.Thread(target=replace)
@@ -156,7 +213,7 @@ def test_a_reader_always_finds_a_bundle_while_it_is_replaced(bundle):
         assert (bundle / MANIFEST).is_file()
         looks += 1
     writer.join()
-    assert looks > 60 and Bundle(bundle).verify().path("other.onnx").read_bytes() == b"59"
+    assert looks > 60 and Bundle(bundle).verify().path("other.txt").read_bytes() == b"59"
 
 
 def test_a_bundle_set_aside_by_a_killed_build_comes_back(bundle):
@@ -200,7 +257,7 @@ with new_bundle(bundles_folder() / "one") as work:
 
 
 def test_a_killed_write_leaves_no_bundle_and_does_not_stand_in_the_way(own_home):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *filter(None, sys.path)))}
     child = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=environment)
     try:
         assert child.stdout is not None
@@ -236,28 +293,141 @@ def test_an_unreadable_manifest_is_named(bundle, text):
     assert "build the bundle again" in message
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"format": 0}', '{"format": 2}', '{"format": "1"}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "{}", '{"format": 1}', '{"format": 3}', '{"format": "2"}', '{"format": 2.0}']
+)
 def test_another_format_is_refused(bundle, text):
     (bundle / MANIFEST).write_text(text)
     assert "has bundle format" in refusal(Bundle, bundle)
 
 
 @pytest.mark.parametrize("key", ["backend", "created", "files", "model", "recipe", "schedule", "sizes"])
-def test_a_missing_key_is_named(bundle, key):
-    edit(bundle, lambda values: values.pop(key))
-    assert f"lacks {key}" in refusal(Bundle, bundle)
+@pytest.mark.parametrize("value", [None, 7, [], "\n"])
+def test_a_missing_or_misstated_field_is_named(bundle, key, value):
+    edit(bundle, lambda values: values.pop(key) if value is None else values.update({key: value}))
+    message = refusal(Bundle, bundle)
+    assert f"lacks or misstates {key}" in message
+    assert message.endswith("build the bundle again")
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        *((f"sizes.{name}", value) for name in SIZES for value in (0, -1, 1.0, True, "7", None, 2**31)),
+        *((f"recipe.{name}", value) for name in ("method", "bits") for value in (None, 3, [], "")),
+        *((f"model.{name}", value) for name in ("name", "source", "digest", "licence") for value in (None, 3, [])),
+        *(
+            (f"schedule.{name}", value)
+            for name in ("steps", "sampler", "cfg", "seed", "sigma_min")
+            for value in (None, [])
+        ),
+        ("model.digest", "0" * 63),
+        ("model.pretransform", None),
+        ("model.pretransform.config", []),
+        ("model.pretransform.type", 3),
+        ("schedule.seed", -1),
+        ("files.step.onnx", 7),
+    ],
+)
+def test_a_field_of_another_type_is_named(bundle, key, bad):
+    part, _, name = key.partition(".")
+
+    def change(values):
+        inner = values[part]
+        *path, last = [name] if part == "files" else name.split(".")
+        for step in path:
+            inner = inner[step]
+        inner[last] = bad
+
+    edit(bundle, change)
+    assert f"lacks or misstates {'files' if part == 'files' else key}" in refusal(Bundle, bundle)
+
+
+def test_fields_of_later_versions_are_no_fault(bundle):
+    edit(bundle, lambda values: values.update(later={"x": [1]}, linears=None))
+    assert Bundle(bundle).verify()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_not_json_is_refused(bundle, value):
+    text = (bundle / MANIFEST).read_text().replace('"cfg": 7.0', f'"cfg": {value}')
+    (bundle / MANIFEST).write_text(text)
+    assert f"{value} is not JSON" in refusal(Bundle, bundle)
+
+
+def test_a_bottomless_manifest_is_refused(bundle):
+    (bundle / MANIFEST).write_text("[" * 200_000)
+    assert "cannot be read" in refusal(Bundle, bundle)
+
+
+def test_every_changed_byte_of_the_manifest_is_noticed(bundle):
+    good = (bundle / MANIFEST).read_bytes()
+    rng = random.Random(1)
+    positions = [0, len(good) - 1, *(rng.randrange(len(good)) for _ in range(300))]
+    for position in positions:
+        bad = bytearray(good)
+        bad[position] ^= 1 << rng.randrange(8)
+        (bundle / MANIFEST).write_bytes(bad)
+        assert MANIFEST in (message := refusal(Bundle, bundle)) or "has bundle format" in message
+    for bad in (good[:-1], good + b"\n", b" " + good, good.replace(b"\n", b""), good.replace(b"tiny", b"tinY")):
+        (bundle / MANIFEST).write_bytes(bad)
+        assert "does not match its own sha256" in refusal(Bundle, bundle)
+    (bundle / MANIFEST).write_bytes(good)
+    assert Bundle(bundle).verify()
+
+
+def test_a_manifest_written_again_is_whole(bundle):
+    before = Bundle(bundle).manifest
+    write_manifest(bundle, before)
+    after = Bundle(bundle).verify().manifest
+    assert after == before and after["format"] == FORMAT
+    assert (bundle / MANIFEST).read_text() == (bundle / MANIFEST).read_text().strip() + "\n"
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_a_file_that_is_not_listed_is_noticed(bundle, name):
+    edit(bundle, lambda values: values["files"].pop(name))
+    assert f"does not list {name}" in refusal(Bundle, bundle)
+
+
+def test_an_emptied_file_table_is_refused(bundle):
+    edit(bundle, lambda values: values.update(files={}))
+    assert "does not list conditioning.onnx, " in refusal(Bundle, bundle)
+
+
+def test_a_further_graph_comes_with_its_data(tmp_path):
+    more = {"encoder.onnx": b"a graph", "encoder.onnx.data": b"weights"}
+    folder = make(tmp_path / "one", {**FILES, **more})
+    assert Bundle(folder).verify().manifest["files"].keys() == FILES.keys() | more.keys()
+    edit(folder, lambda values: values["files"].pop("encoder.onnx.data"))
+    assert "does not list encoder.onnx.data" in refusal(Bundle, folder)
 
 
 @pytest.mark.parametrize(
     "files",
-    [["step.onnx"], {"step.onnx": 7}, {"step.onnx": {"bytes": 7}}, {"step.onnx": {"sha256": ""}}],
-    ids=["a list", "a number", "no sha256", "no bytes"],
+    [["step.onnx"], {"step.onnx": 7}, {"step.onnx": {"bytes": 7}}, {"step.onnx": {"sha256": "0" * 64}}]
+    + [{"step.onnx": {"bytes": bad, "sha256": "0" * 64}} for bad in (-1, 1.5, True, "7", None)]
+    + [{"step.onnx": {"bytes": 7, "sha256": bad}} for bad in ("", "0" * 63, "G" * 64, 7, None)],
 )
 def test_a_file_table_of_another_shape_is_refused(bundle, files):
     edit(bundle, lambda values: values.update(files=files))
     message = refusal(Bundle, bundle)
     assert str(bundle / MANIFEST) in message
-    assert "build the bundle again" in message
+    assert "misstates files; build the bundle again" in message
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "dangling link"])
+def test_what_is_no_plain_file_is_refused(bundle, kind):
+    file = bundle / "step.onnx"
+    elsewhere = bundle.parent / "elsewhere"
+    if kind == "link":
+        elsewhere.write_bytes(file.read_bytes())
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(elsewhere)
+    assert "step.onnx is not a plain file" in refusal(Bundle, bundle)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -282,12 +452,14 @@ def test_one_changed_bit_is_found_and_its_file_named(bundle, name, position):
     assert f"{name} does not match its sha256" in refusal(Bundle(bundle).verify)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "inner/step.onnx"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/hostname", "inner/step.onnx", "", ".", "..", "a\\b", "a\nb", "x" * 300]
+)
 def test_a_file_outside_the_folder_is_refused(bundle, name):
     secret = bundle.parent / "secret"
     secret.write_bytes(b"1")
-    edit(bundle, lambda values: values["files"].update({name: {"bytes": 1, "sha256": ""}}))
-    assert f"names a file outside itself: {name!r}" in refusal(Bundle, bundle)
+    edit(bundle, lambda values: values["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
+    assert f"names a file outside itself: {name!r:.60}" in refusal(Bundle, bundle)
 
 
 # -------------------- finding
@@ -312,6 +484,33 @@ def test_a_damaged_bundle_is_not_listed(own_home):
     (bundles_folder() / "b" / "step.onnx").unlink()
     (bundles_folder() / "notes.txt").write_text("not a folder")
     assert [found.folder.name for found in list_bundles()] == ["float", "c", "a"]
+
+
+def test_a_damaged_newest_bundle_is_not_passed_over_in_silence(own_home):
+    three()
+    step = bundles_folder() / "float" / "step.onnx"
+    step.write_bytes(b"x")
+    message = refusal(find_bundle, None)
+    assert message.startswith("the newest bundle cannot be used: the bundle float is damaged: step.onnx ")
+    assert message.endswith("build it again, or choose one with --bundle, as b")
+    assert find_bundle(None, quantized=True).folder.name == "b"
+    assert list(unusable_bundles()) == [bundles_folder() / "float"]
+    (bundles_folder() / "b" / MANIFEST).write_bytes(b"")
+    assert "the newest bundle cannot be used" in refusal(find_bundle, None, True)
+    assert list(unusable_bundles()) == [bundles_folder() / "b", bundles_folder() / "float"]
+
+
+def test_a_damaged_older_bundle_does_not_stand_in_the_way(own_home):
+    three()
+    (bundles_folder() / "c" / "step.onnx").unlink()
+    assert find_bundle(None, quantized=True).folder.name == "b"
+
+
+def test_bundles_of_an_older_format_are_not_called_none(own_home):
+    three()
+    for folder in bundles_folder().iterdir():
+        edit(folder, lambda values: values.update(format=1))
+    assert f"has bundle format 1, this version reads {FORMAT}; build it again" in refusal(find_bundle, None)
 
 
 def test_without_a_name_the_newest_is_found(own_home):

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dit_trt.engines.base import Dialect
 from dit_trt.exporters.float_graphs import GRAPHS
 from dit_trt.exporters.lint import FORBIDDEN, GraphLintError, lint, lint_faults
 
@@ -132,6 +133,16 @@ def forbidden(kind):
     return lambda model: model.graph.node.append(helper.make_node(kind, ["x", "x"], ["other"], name="int"))
 
 
+def other_scale(model):
+    model.graph.initializer.append(initializer("other", np.float32(0.5)))
+    node(model, "fc.x_dq").input[1] = "other"
+
+
+def set_axis(model, axis):
+    [attribute] = [a for a in node(model, "fc.w_dq").attribute if a.name == "axis"]
+    attribute.i = axis
+
+
 def no_zero_points(model):
     for name in ("fc.x_q", "fc.x_dq"):
         del node(model, name).input[2]
@@ -139,7 +150,7 @@ def no_zero_points(model):
 
 Q, DQ, W = "fc.x_q: ", "fc.x_dq: ", "fc.w_dq: "
 SCALE = "its scale is not positive and finite"
-ZERO = "its zero point is not int8 zeros"
+ZERO = "its zero point is not int8 0"
 COMPUTED = "its scale is computed, not an initializer: the GEMM would be float"
 BROKEN = {  # what is done to the good graph -> all the faults this makes
     "activation scale computed": (computed, [Q + COMPUTED, DQ + COMPUTED]),
@@ -164,6 +175,14 @@ BROKEN = {  # what is done to the good graph -> all the faults this makes
         [W + ZERO],
     ),
     "zero point left out (uint8)": (no_zero_points, [Q + ZERO, DQ + ZERO]),
+    "DQ with another scale than its Q": (
+        lambda m: other_scale(m),
+        [DQ + "its scale is not its QuantizeLinear's"],
+    ),
+    "weight scales along the input": (
+        lambda m: change(m, "w_scale", np.ones(K, np.float32)) or set_axis(m, 0),
+        [W + "its axis is 0, weights [in, out] have a scale per output, axis 1"],
+    ),
     "activation scale per channel": (
         lambda m: change(m, "x_scale", np.ones(K, np.float32)),
         [Q + f"activations have one scale, this has {K}"],
@@ -206,6 +225,14 @@ def test_a_broken_rule_is_named_with_its_node(tmp_path, damage, expected):
     model = good()
     damage(model)
     assert sorted(faults(model, tmp_path)) == sorted(expected)
+
+
+def test_each_dialect_has_its_zero_point(tmp_path):
+    model = good()
+    change(model, "x_zero", np.uint8(128))
+    assert lint_faults(model, tmp_path, Dialect("uint8")) == []
+    wrong = "its zero point is not uint8 128"
+    assert sorted(lint_faults(good(), tmp_path, Dialect("uint8"))) == sorted([Q + wrong, DQ + wrong])
 
 
 def test_the_forbidden_are_those_of_the_design():

@@ -11,7 +11,7 @@ import soundfile
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
 from processes import dit_trt
 
-from dit_trt.engines.bundle import MANIFEST, Bundle, bundles_folder, list_bundles
+from dit_trt.engines.bundle import MANIFEST, Bundle, bundles_folder, list_bundles, write_manifest
 from dit_trt.tooling.cli import COMMANDS
 
 LONGEST = 24 * 256 / 8000  # seconds of the tiny model
@@ -185,7 +185,7 @@ def test_diff_against_another_model_is_refused(tiny_sqs, tmp_path):
     other = Path(shutil.copytree(tiny_sqs.folder, tmp_path / "other"))
     manifest = json.loads((other / MANIFEST).read_text())
     manifest["model"]["digest"] = "0" * 64
-    (other / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(other, manifest)
     assert "different models" in error_of("diff", tiny_sqs.folder, "--against", other, "--steps", "2")
 
 

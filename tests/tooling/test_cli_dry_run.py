@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
 
+from dit_trt.engines.base import BACKENDS
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.float_graphs import GRAPHS
 from dit_trt.tooling.contents import bundle_layers
@@ -76,15 +77,17 @@ def test_one_layer_by_hand(tiny: Path) -> None:
     assert (layer.float_bytes, layer.bytes) == (4 * 128 * 384, 128 * 384 + 5 * 384)
 
 
-def test_the_build_that_follows(tiny: Path, tiny_table_file: Path, tmp_path: Path, home: Path) -> None:
-    arguments = ("build", "--model", tiny, *QUICK_CALIBRATION, "--exclude", "ff.ff.2", "--json")
+@pytest.mark.parametrize("backend", [*BACKENDS])
+def test_the_build_that_follows(tiny: Path, tiny_table_file: Path, home: Path, backend: str) -> None:
+    choices = ("--exclude", "ff.ff.2", "--backend", backend)
+    arguments = ("build", "--model", tiny, *QUICK_CALIBRATION, *choices, "--json")
     before = files_in(home)
     told = one_object(invoke(*arguments, "--dry-run").stdout)
     assert files_in(home) == before
     built = one_object(invoke(*arguments).stdout)
     assert told["dry_run"] is True
     assert told["bundle"] == built["bundle"]
-    assert (told["backend"], told["linears"]) == (built["backend"], built["linears"]) == ("openvino", 12)
+    assert (told["backend"], told["linears"]) == (built["backend"], built["linears"]) == (backend, 12)
     assert told["size_bytes"] == pytest.approx(built["size_bytes"], rel=0.01)
     assert told["size_bytes"] == sum(told["size_bytes_by_part"].values())
     assert told["calibration"] == {"table": "cache", "prompts": 3, "steps": 8}

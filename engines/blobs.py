@@ -1,0 +1,84 @@
+"""Compiled blobs: caches outside the bundle, one folder a graph and shape, checked before use and removed when old.
+
+A blob is as good as code to the runtime that loads it. The folders are readable by their owner alone, every file's
+sha256 is written down when the backend has made it, and one that has changed since is thrown away and compiled anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .bundle import home, locked, sha256
+
+LIMIT = 4_000_000_000  # bytes kept over all graphs; what was used longest ago goes first
+_SUMS = "sha256.json"
+
+
+@contextlib.contextmanager
+def blob_folder(key: object) -> Iterator[Path | None]:
+    """The folder in which a backend finds or leaves its blobs for `key`; one process at a time.
+
+    None when the home folder cannot be written: that costs compile time, not the run.
+    """
+    folder = home() / "compiled" / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+            if _files(folder) != _recorded(folder):
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.utime(folder)
+            usable = True
+        except OSError:
+            usable = False
+        yield folder if usable else None
+        if usable:
+            with contextlib.suppress(OSError):
+                _record(folder)
+                _prune(folder)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}
+    return {path.name: sha256(path) for path in folder.iterdir() if path.name != _SUMS}
+
+
+def _recorded(folder: Path) -> dict[str, str] | None:
+    try:
+        return json.loads((folder / _SUMS).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return None
+
+
+def _record(folder: Path) -> None:
+    """Write down what is there, after every file of it: a process killed in between leaves files without a sum."""
+    names = {path.name for path in folder.iterdir()}
+    if names != {*(_recorded(folder) or {}), _SUMS}:
+        part = folder / f"{_SUMS}.part"
+        part.unlink(missing_ok=True)
+        text = json.dumps(_files(folder))
+        part.write_text(text, "utf-8")
+        part.rename(folder / _SUMS)
+
+
+def _prune(current: Path) -> None:
+    """Remove the folders used longest ago until what is left is within `LIMIT`; never the current one."""
+    folders = sorted(
+        (path for path in current.parent.iterdir() if path.is_dir()),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    total = 0
+    for folder in folders:
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        if total > LIMIT and folder != current:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""The bench: turns are fair, numbers are what their names say, and contenders compute the same step."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from commands import error_of, invoke, one_object
+
+from dit_trt.engines.bundle import Bundle
+from dit_trt.exporters.checkpoint import Checkpoint
+from dit_trt.tooling import bench as benching
+from dit_trt.tooling.bench import BASELINE, bench, interleaved, machine, markdown
+from dit_trt.tooling.synthetic_checkpoint import SHAPES, _tensors, write_checkpoint
+
+CONTENDERS = [BASELINE, "openvino fp32", "onnxruntime fp32", "openvino int8 (SQS)", "onnxruntime int8 (SQS)"]
+
+
+@pytest.fixture(scope="module")
+def report(tiny, home):
+    return bench(str(tiny), 2, 1)
+
+
+def test_every_means_there_is_computes_the_same_step(report):
+    assert [row.name for row in report.rows] == CONTENDERS
+    errors = {row.name: row.relative_error for row in report.rows}
+    assert errors[BASELINE] == 0
+    assert errors["openvino fp32"] < 1e-5
+    assert errors["onnxruntime fp32"] < 1e-5
+    assert 1e-3 < errors["openvino int8 (SQS)"] < 0.5
+    assert errors["onnxruntime int8 (SQS)"] == pytest.approx(errors["openvino int8 (SQS)"], rel=0.1)
+    assert [(row.linears, row.int8_linears) for row in report.rows] == [(0, 0)] * 3 + [(14, 14)] * 2
+
+
+def test_sizes_are_the_bundles(report):
+    torch_row, float_row, _, int8_row, _ = report.rows
+    assert torch_row.bundle_bytes is None
+    assert int8_row.bundle_bytes < float_row.bundle_bytes
+    assert int8_row.step_graph_bytes < float_row.step_graph_bytes / 2
+
+
+def test_the_baseline_is_one_time_itself(report):
+    assert report.rows[0].speedup == (1, 1, 1)
+    assert all(row.step_ms[1] <= row.step_ms[0] <= row.step_ms[2] for row in report.rows)
+
+
+def test_ratios_are_taken_within_rounds(monkeypatch):
+    """A machine ten times slower in one round leaves the ratios as they are."""
+    now, slow = 0.0, 1.0
+
+    def perf_counter():
+        return now
+
+    def costing(seconds):
+        def step():
+            nonlocal now
+            now += seconds * slow
+
+        return step
+
+    monkeypatch.setattr(benching.time, "perf_counter", perf_counter)
+    contenders = {BASELINE: costing(8.0), "fast": costing(2.0)}
+
+    def done(n):
+        nonlocal slow
+        slow = 10.0 if n == 1 else 1.0
+
+    seconds = interleaved(contenders, 3, done)
+    assert seconds == {BASELINE: [8.0, 80.0, 8.0], "fast": [2.0, 20.0, 2.0]}
+    velocities = {BASELINE: np.ones(4), "fast": np.full(4, 1.5)}
+    row = benching._row("fast", seconds, velocities, None)
+    assert row.speedup == (4.0, 4.0, 4.0)
+    assert row.step_ms[0] == 2000.0
+    assert row.relative_error == pytest.approx(0.5)
+
+
+def test_everybody_comes_first_once():
+    order = []
+    contenders = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    interleaved(contenders, 3)
+    firsts = [name for name, _ in itertools.groupby(order)]
+    assert "".join(firsts) == "abcbcacab"
+
+
+def test_the_table_has_a_line_for_each(report):
+    lines = markdown(report).splitlines()
+    assert "1 threads" in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[4:]] == CONTENDERS
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_the_command(tiny, report, tmp_path):
+    result = invoke(
+        "bench", "--shape", tiny, "--rounds", 1, "--threads", 1, "--output", tmp_path / "results.md", "--json"
+    )
+    answer = one_object(result.stdout)
+    assert set(answer) == {"machine", "shapes"}
+    assert [row["name"] for row in answer["shapes"][0]["rows"]] == CONTENDERS
+    assert answer["machine"] == machine()
+    text = (tmp_path / "results.md").read_text()
+    assert text.startswith(machine())
+    assert text.count("| openvino int8 (SQS) |") == 1
+
+
+def test_an_unwritable_report_is_refused_before_the_work(tmp_path):
+    assert "cannot write" in error_of("bench", "--output", tmp_path / "nowhere" / "results.md")
+    assert "no such folder" in error_of("bench", "--shape", tmp_path / "nothing", "--rounds", 1)
+
+
+def test_cold_start_times_whole_processes(tiny_sqs: Bundle):
+    start = benching.cold_start(tiny_sqs, runs=1)
+    assert start.backend == "openvino"
+    assert start.first > 0.2 and start.later > 0.2
+
+
+# -------------------- synthetic checkpoints
+
+
+def test_one_block_of_stable_audio_opens_sizes(tmp_path):
+    checkpoint = Checkpoint(write_checkpoint("sao-block", tmp_path / "block"))
+    dit = checkpoint.sizes.dit
+    assert (dit.embed_dim, dit.num_heads, dit.kv_heads, dit.dim_heads, dit.ff_inner) == (1536, 24, 12, 64, 6144)
+    assert (checkpoint.sizes.max_latents, checkpoint.sizes.context_tokens) == (1024, 130)
+    weights = sum(linear.in_features * linear.out_features for linear in checkpoint.linears)
+    assert weights == 43_646_976  # 1/24 of the DiT's 168 Linears
+    ff2 = checkpoint.tensor(next(x for x in checkpoint.linears if x.kind == "ff.ff.2").key())
+    assert ff2.std() == pytest.approx(6144**-0.5, rel=0.01)
+    gamma = checkpoint.tensor("model.model.transformer.layers.0.pre_norm.gamma")
+    assert 5 < (gamma > 5).sum() < 40
+
+
+def test_the_same_seed_gives_the_same_weights():
+    config = json.loads(json.dumps(SHAPES["sao-block"]))
+    config["model"]["diffusion"]["config"].update(embed_dim=128, num_heads=2, cond_token_dim=64, global_cond_dim=128)
+    config["model"]["conditioning"]["cond_dim"] = 64
+    first, again, other = (dict(_tensors(config, seed)) for seed in (0, 0, 1))
+    assert all((first[name] == again[name]).all() for name in first)
+    assert any((first[name] != other[name]).any() for name in first)

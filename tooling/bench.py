@@ -1,0 +1,289 @@
+"""The same step by different means, in turn: how long each takes, as ratios within one run, and how far it strays.
+
+Every contender gets the same inputs, recorded from a run of the FP32 model, and computes one step of the DiT with both
+CFG halves. They take turns in rounds, in an order that changes, because a busy machine slows down whoever runs just
+then; a ratio is taken within each round and the median over rounds reported. All have the same number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..engines.base import BACKENDS, open_engine
+from ..engines.bundle import Bundle, home, locked
+from ..exporters.checkpoint import Checkpoint
+from ..exporters.dit import DiffusionTransformer
+from ..exporters.linears import DIT_PREFIX
+from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from .recipe import Recipe
+from .synthetic_checkpoint import SHAPES, write_checkpoint
+from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched
+
+Float = NDArray[np.float32]
+Step = Callable[[], Float]
+BASELINE = "torch fp32"
+PROMPT = "dog barking"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender. step_ms: median, p10, p90 over rounds; speedup: the same of the rounds' ratios to the baseline.
+
+    relative_error: of the velocity, ||v - v_fp32|| / ||v_fp32|| over both halves; linears: int8 of those asked for.
+    """
+
+    name: str
+    step_ms: tuple[float, float, float]
+    speedup: tuple[float, float, float]
+    relative_error: float
+    linears: int
+    int8_linears: int
+    bundle_bytes: int | None
+    step_graph_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Seconds from process start to the WAV, 100 steps: the first run (compiles) and the median of later ones."""
+
+    backend: str
+    first: float
+    later: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """One shape's rows; the baseline is the first."""
+
+    shape: str
+    inputs: str
+    threads: int
+    rounds: int
+    rows: tuple[Row, ...]
+    cold_starts: tuple[ColdStart, ...] = ()
+
+
+def bench(shape: str, rounds: int, threads: int, watch: Watch = unwatched, say: Say = silent) -> Report:
+    """Time one step of `shape` (`demo` or a synthetic one) by every means there is on this machine."""
+    model = _checkpoint_folder(shape)
+    checkpoint = Checkpoint.open(model)
+    bundles = _bundles(shape, model, say)
+    inputs = _recorded_inputs(
+        next(bundle for bundle in bundles.values() if bundle.manifest["recipe"]["bits"] == "fp32")
+    )
+    contenders: dict[str, Step] = {BASELINE: torch_step(checkpoint, inputs, threads)}
+    for name, bundle in bundles.items():
+        contenders[name] = engine_step(bundle, inputs, threads)
+    velocities = {name: step() for name, step in contenders.items()}
+    with watch(f"timing {shape}", rounds) as done:
+        seconds = interleaved(contenders, rounds, done)
+    rows = [_row(name, seconds, velocities, bundles.get(name)) for name in contenders]
+    x = inputs["x"].shape
+    return Report(
+        shape, f"{x[0]} x {x[2] + 1} tokens, D {checkpoint.sizes.dit.embed_dim}", threads, rounds, tuple(rows)
+    )
+
+
+def interleaved(
+    contenders: Mapping[str, Step], rounds: int, done: Callable[[int], object] = lambda n: None
+) -> dict[str, list[float]]:
+    """Seconds a step of every contender in every round; each comes first once, and runs a step untimed before."""
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            step = contenders[name]
+            step()
+            start = time.perf_counter()
+            calls = 0
+            while calls < 1 or (time.perf_counter() - start < 0.05 and calls < 20):
+                step()
+                calls += 1
+            seconds[name].append((time.perf_counter() - start) / calls)
+        done(index + 1)
+    return seconds
+
+
+def _row(
+    name: str, seconds: Mapping[str, Sequence[float]], velocities: Mapping[str, Float], bundle: Bundle | None
+) -> Row:
+    exact = velocities[BASELINE].astype(np.float64)
+    error = float(np.linalg.norm(velocities[name] - exact) / np.linalg.norm(exact))
+    ratios = [base / own for base, own in zip(seconds[BASELINE], seconds[name])]
+    files = {} if bundle is None else bundle.manifest["files"]
+    return Row(
+        name,
+        _spread([1000 * s for s in seconds[name]]),
+        _spread(ratios),
+        error,
+        0 if bundle is None else bundle.manifest["linears"],
+        0 if bundle is None else bundle.manifest["int8_linears"],
+        None if bundle is None else bundle.size_bytes,
+        None if bundle is None else sum(files[file]["bytes"] for file in ("step.onnx", "step.onnx.data")),
+    )
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, p10, p90."""
+    return tuple(float(v) for v in np.percentile(values, (50, 10, 90)))  # type: ignore[return-value]
+
+
+# -------------------- contenders
+
+
+def torch_step(checkpoint: Checkpoint, inputs: Mapping[str, Float], threads: int) -> Step:
+    """The DiT in PyTorch, eager, fp32: what a user of stable-audio-tools has on a CPU."""
+    torch.set_num_threads(threads)
+    dit = DiffusionTransformer(checkpoint.sizes.dit)
+    dit.load_state_dict({name: torch.from_numpy(checkpoint.tensor(DIT_PREFIX + name)) for name in dit.state_dict()})
+    dit.eval().requires_grad_(False)
+    t = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    pairs = [(t[f"context_k.{i}"], t[f"context_v.{i}"]) for i in range(checkpoint.sizes.dit.depth)]
+    prepend = (t["global_embed"] + t["time_embed"])[:, None]
+    cos, sin = dit.transformer.rotary_pos_emb.tables(t["x"].shape[-1] + 1)
+
+    def step() -> Float:
+        with torch.inference_mode():
+            return dit.step(t["x"], prepend, pairs, cos, sin).numpy()
+
+    return step
+
+
+def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int) -> Step:
+    """A bundle's step engine as the sampling loop drives it: conditioning bound once, x and time_embed every step.
+
+    `inputs` are the unquantized model's; a quantized bundle's context has its own scale, so its is made by itself.
+    """
+    pipeline = Pipeline(bundle)
+    settings = _settings()
+    conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
+    engine = open_engine(
+        bundle.backend, bundle.path("step.onnx"), graph_shapes(bundle.manifest["sizes"])["step"], threads=threads
+    )
+    changing = {"x": inputs["x"], "time_embed": conditioning.time_embed[_RECORDED]}
+    engine.run({**conditioning.constants, **changing})
+    return lambda: engine.run(changing)["velocity"]
+
+
+# -------------------- what they run on
+
+_RECORDED = 4  # the step whose inputs are used, of 8
+
+
+def _settings() -> Settings:
+    return Settings(steps=8, sampler="dpmpp-2m")
+
+
+def _recorded_inputs(bundle: Bundle) -> dict[str, Float]:
+    """All inputs of one step in the middle of an FP32 run."""
+    pipeline = Pipeline(bundle)
+    settings = _settings()
+    conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
+    seen: dict[int, Mapping[str, Float]] = {}
+    pipeline.sample(conditioning, settings, observe=lambda step, inputs, _: seen.update({step: inputs}))
+    return {**conditioning.constants, **seen[_RECORDED]}
+
+
+def _checkpoint_folder(shape: str) -> str:
+    if shape not in SHAPES:
+        return shape
+    folder = home() / "synthetic" / shape
+    with locked(folder):
+        if not (folder / "model_config.json").is_file():  # written last
+            write_checkpoint(shape, folder)
+    return str(folder)
+
+
+def _bundles(shape: str, model: str, say: Say) -> dict[str, Bundle]:
+    """FP32 and SQS W8A8 of every backend that can run here, by the name they have in the table."""
+    calibration = CalibrationOptions() if shape == "demo" else CalibrationOptions(num_prompts=1, steps=8)
+    found = {}
+    for label, recipe in (("fp32", Recipe("none")), ("int8 (SQS)", Recipe("sqs"))):
+        for backend, kind in BACKENDS.items():
+            if (why := kind.unusable()) is not None:
+                say(f"{backend} is left out: {why}")
+                continue
+            say(f"building {shape} for {backend}, {label}")
+            found[f"{backend} {label}"] = build(recipe, model, backend, calibration=calibration).bundle
+    return found
+
+
+def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
+    """Whole processes of `dit-trt run`, the first with no compiled blobs in its home."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", "from dit_trt.tooling.cli import main; main(prog_name='dit-trt')"]
+        arguments = ["run", PROMPT, "--bundle", str(bundle.folder), "--output", str(Path(folder) / "clip.wav")]
+        for _ in range(1 + runs):
+            start = time.perf_counter()
+            subprocess.run(
+                command + arguments,
+                check=True,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "DIT_TRT_HOME": folder},
+            )
+            seconds.append(time.perf_counter() - start)
+    return ColdStart(bundle.backend, seconds[0], statistics.median(seconds[1:]))
+
+
+def machine() -> str:
+    """The processor, its int8 instructions and the versions that were measured."""
+    names = ("torch", *(kind.package for kind in BACKENDS.values() if kind.unusable() is None))
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{_processor()}; Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text("utf-8") if info.is_file() else ""
+    fields = dict(line.partition(":")[::2] for line in text.splitlines())
+    facts = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8") if name in facts.get("flags", "").split()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{facts.get('model name') or platform.machine()}, {cores} cores, {' '.join(flags) or 'no VNNI'}"
+
+
+# -------------------- the report
+
+
+def markdown(report: Report) -> str:
+    """A report as the table that docs/results.md shows."""
+    lines = [
+        f"**{report.shape}**: {report.inputs}, {report.threads} threads, {report.rounds} interleaved rounds",
+        "",
+        f"| | step, ms (p10-p90) | speed-up over {BASELINE} | relative error | Linears in int8 | bundle | step graph |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report.rows:
+        lines.append(
+            f"| {row.name} | {_range(row.step_ms, '{:.1f}')} | {_range(row.speedup, '{:.2f}')} "
+            f"| {row.relative_error:.2g} | {row.int8_linears} of {row.linears} "
+            f"| {_megabytes(row.bundle_bytes)} | {_megabytes(row.step_graph_bytes)} |"
+        )
+    for start in report.cold_starts:
+        lines += ["", f"{start.backend}: process start to WAV {start.later:.1f} s ({start.first:.1f} s the first time)"]
+    return "\n".join(lines)
+
+
+def _range(values: tuple[float, float, float], form: str) -> str:
+    middle, low, high = (form.format(value) for value in values)
+    return f"**{middle}** ({low}-{high})"
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,59 @@
+"""`dit-trt bench`: one step of the model by every means there is here, in turn, as ratios within one run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ...engines.errors import UserError
+from .common import dit_command, progress, say
+
+EPILOG = """\b
+Examples:
+  dit-trt bench                              the demo and one block of Stable Audio Open's size
+  dit-trt bench --shape sao-block --rounds 15 --threads 2
+  dit-trt bench --output results.md
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    default=("demo", "sao-block"),
+    show_default=True,
+    metavar="SHAPE",
+    help="demo, sao-block (synthetic weights, D 1536, 2 x 1025 tokens) or a checkpoint folder; may be repeated.",
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="All take turns so often.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of every contender (default: all cores).")
+@click.option("--output", metavar="FILE", help="Write the tables as Markdown here too.")
+@dit_command
+def command(shapes: tuple[str, ...], rounds: int, threads: int | None, output: str | None) -> dict:
+    """Time one step of the DiT: PyTorch, and every backend in FP32 and INT8.
+
+    All compute the same step (both guidance halves) on the same inputs, one after the other, round after round; ratios
+    are taken within a round. For the demo, `dit-trt run` is timed too, from process start to WAV.
+    """
+    path = None if output is None else Path(output).expanduser()
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"cannot write {path}; give --output a file in a folder that exists")
+
+    from ..bench import bench, machine, markdown
+
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    say(machine())
+    reports, parts = [], [machine()]
+    for shape in shapes:
+        report = bench(shape, rounds, threads, progress, say)
+        reports.append(report)
+        parts.append(markdown(report))
+        say(parts[-1])
+    if path is not None:
+        path.write_text("\n\n".join(parts) + "\n", "utf-8")
+        say(f"written to {path}")
+    return {"machine": machine(), "shapes": [asdict(report) for report in reports]}
