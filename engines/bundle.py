@@ -173,11 +173,24 @@ def _are_files(value: object) -> bool:
     )
 
 
+def _are_layers(value: object) -> bool:
+    texts, counts = ("name", "kind", "graph", "bits"), ("in_features", "out_features", "float_bytes", "bytes")
+    return isinstance(value, list) and all(
+        isinstance(layer, dict)
+        and all(_is_text(layer.get(name)) for name in texts)
+        and all(_is_count(layer.get(name)) for name in counts)
+        for layer in value
+    )
+
+
 # What other code reads of a manifest, and what it must be. Fields that are not named here are not looked at.
 _FIELDS: dict[str, Callable[[object], bool]] = {
     "backend": _is_text,
     "created": _is_text,
     "files": _are_files,
+    "layers": _are_layers,
+    "linears": _is_count,
+    "int8_linears": _is_count,
     "recipe.method": _is_text,
     "recipe.bits": _is_text,
     "model.name": _is_string,

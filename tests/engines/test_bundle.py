@@ -32,6 +32,10 @@ SIZES = (
     *("io_channels", "embed_dim", "depth", "num_heads", "dim_heads", "cond_dim"),
     *("prompt_tokens", "context_tokens", "max_latents", "downsampling_ratio", "sample_rate"),
 )
+LAYER = {
+    **{"name": "transformer.layers.0.ff.ff.2", "kind": "ff.ff.2", "graph": "step", "bits": "w8a8"},
+    **{"in_features": 32, "out_features": 16, "float_bytes": 2048, "bytes": 592},
+}
 
 
 def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
@@ -41,6 +45,9 @@ def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
         "created": created,
         "model": {"name": "tiny", "source": "/x", "digest": "0" * 64, "licence": "", "pretransform": pretransform},
         "recipe": {"method": method, "bits": "w8a8"},
+        "linears": 1,
+        "int8_linears": 1,
+        "layers": [{**LAYER, "int8": True}],
         "schedule": {"steps": 100, "sampler": "euler", "cfg": 7.0, "seed": 1, "sigma_min": 0.3, "sigma_max": 500},
         "sizes": dict.fromkeys(SIZES, 7),
     }
@@ -301,7 +308,9 @@ def test_another_format_is_refused(bundle, text):
     assert "has bundle format" in refusal(Bundle, bundle)
 
 
-@pytest.mark.parametrize("key", ["backend", "created", "files", "model", "recipe", "schedule", "sizes"])
+@pytest.mark.parametrize(
+    "key", ["backend", "created", "files", "layers", "linears", "model", "recipe", "schedule", "sizes"]
+)
 @pytest.mark.parametrize("value", [None, 7, [], "\n"])
 def test_a_missing_or_misstated_field_is_named(bundle, key, value):
     edit(bundle, lambda values: values.pop(key) if value is None else values.update({key: value}))
@@ -314,6 +323,8 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
     ("key", "bad"),
     [
         *((f"sizes.{name}", value) for name in SIZES for value in (0, -1, 1.0, True, "7", None, 2**31)),
+        *(("linears", value) for value in (None, [], "7", 1.0, -1)),
+        *(("layers", value) for value in (None, {}, [7], [{}], [{**LAYER, "bits": 8}], [{**LAYER, "bytes": "7"}])),
         *((f"recipe.{name}", value) for name in ("method", "bits") for value in (None, 3, [], "")),
         *((f"model.{name}", value) for name in ("name", "source", "digest", "licence") for value in (None, 3, [])),
         *(
@@ -333,18 +344,17 @@ def test_a_field_of_another_type_is_named(bundle, key, bad):
     part, _, name = key.partition(".")
 
     def change(values):
-        inner = values[part]
-        *path, last = [name] if part == "files" else name.split(".")
+        *path, last = [part, name] if part == "files" else key.split(".")
         for step in path:
-            inner = inner[step]
-        inner[last] = bad
+            values = values[step]
+        values[last] = bad
 
     edit(bundle, change)
     assert f"lacks or misstates {'files' if part == 'files' else key}" in refusal(Bundle, bundle)
 
 
 def test_fields_of_later_versions_are_no_fault(bundle):
-    edit(bundle, lambda values: values.update(later={"x": [1]}, linears=None))
+    edit(bundle, lambda values: values.update(later={"x": [1]}, versions=None))
     assert Bundle(bundle).verify()
 
 
