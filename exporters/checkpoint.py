@@ -100,12 +100,23 @@ class Checkpoint:
         if name in ("rope.cos", "rope.sin"):
             return self._rope(name)
         key, rows = self._split.get(name, (name, slice(None)))
+        if (pair := self._weight_norm(key)) is not None:
+            return fold_weight_norm(*(self.tensor(part) for part in pair))
         if key not in self.keys:
             raise UserError(f"{self.weights_file} lacks {key}: not a checkpoint of this model_config.json")
         # Opened for every tensor: pages of a mapping that stays open count as this process's memory.
         with safe_open(self.weights_file, framework="pt") as file:
             tensor = file.get_tensor(key) if rows == slice(None) else file.get_slice(key)[rows]
             return np.array(tensor.float().numpy())
+
+    def _weight_norm(self, key: str) -> tuple[str, str] | None:
+        """The keys of g and v, under torch's old or new names, where the checkpoint has them in place of `key`."""
+        module = key.removesuffix(".weight")
+        if key in self.keys or module == key:
+            return None
+        new = f"{module}.parametrizations.weight.original"
+        pairs = ((f"{key}_g", f"{key}_v"), (f"{new}0", f"{new}1"))
+        return next((pair for pair in pairs if self.keys.issuperset(pair)), None)
 
     def _rope(self, name: str) -> NDArray[np.float32]:
         from torch import from_numpy
@@ -116,6 +127,16 @@ class Checkpoint:
         rotary.inv_freq = from_numpy(self.tensor(DIT_PREFIX + "transformer.rotary_pos_emb.inv_freq"))
         cos, sin = rotary.tables(self.sizes.max_latents + 1)
         return (cos if name == "rope.cos" else sin).numpy()
+
+
+def fold_weight_norm(g: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    """w = g v / ||v|| (Salimans and Kingma 2016, eq. 2), the norm over all axes along which g has one value.
+
+    v [out, in, kernel], of a transposed convolution [in, out, kernel]: torch's g is [v.shape[0], 1, 1] of both.
+    """
+    axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
+    norm = np.sqrt(np.square(v).sum(axis=axes, keepdims=True, dtype=np.float64))
+    return v * (g / norm).astype(np.float32)
 
 
 def _read_config(path: Path) -> dict:

@@ -22,6 +22,7 @@ from .denoiser import Conditioning, GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
 from .samplers import SAMPLERS
 from .schedule import polyexponential_sigmas, sigma_to_t
+from .tiles import decode_tiles, encode_tiles
 from .tokens import PromptTokenizer
 from .wav import finish
 
@@ -205,9 +206,10 @@ class Pipeline:
 
     def decode(self, latents: Float) -> Float:
         """latents [channels, latents] -> audio float32 [1 or 2, samples], not yet normalised."""
-        outputs = self.engine("decoder").run({"latents": latents[None]})
-        if "audio" in outputs:
-            return outputs["audio"][0]
+        engine = self.engine("decoder")
+        if "audio" in engine.outputs:
+            return decode_tiles(lambda part: engine.run({"latents": part[None]})["audio"][0], latents, *self._tiling())
+        outputs = engine.run({"latents": latents[None]})
         config = self.bundle.manifest["model"]["pretransform"]["config"]
         audio = griffin_lim(
             outputs["magnitude"][0],
@@ -216,6 +218,34 @@ class Pipeline:
             config["griffin_lim_iterations"],
         )
         return audio[None]
+
+    def encode(self, audio: Float) -> tuple[Float, Float]:
+        """audio float32 [channels, n] in -1..1 at `sample_rate` -> mean, stdev of its latents, [channels, latents].
+
+        There are ceil(n / downsampling_ratio) latents, those of the audio followed by silence. Raises UserError when
+        the model has no encoder, and for other channels or a longer sound than the model's.
+        """
+        if "tile_latents" not in self.sizes:
+            raise UserError(f"the model {self.bundle.manifest['model']['name']} has no encoder: it cannot take audio")
+        tile, overlap, ratio = self._tiling()
+        channels, samples = self.sizes["encoder_channels"], audio.shape[1]
+        if audio.shape[0] != channels or not 1 <= samples <= self.sizes["max_latents"] * ratio:
+            most = f"{channels} channels and at most {self.max_seconds:.2f} s"
+            raise UserError(f"the model takes audio of {most}, not {audio.shape[0]} channels of {samples} samples")
+        latents = -(-samples // ratio)
+        padded = np.pad(audio, ((0, 0), (0, max(latents, tile) * ratio - samples)))
+        engine = self.engine("encoder")
+
+        def encode(part: Float) -> tuple[Float, ...]:
+            outputs = engine.run({"audio": part[None]})
+            return outputs["mean"][0], outputs["stdev"][0]
+
+        mean, stdev = encode_tiles(encode, padded, tile, overlap, ratio)
+        return mean[:, :latents], stdev[:, :latents]
+
+    def _tiling(self) -> tuple[int, int, int]:
+        """tile and overlap in latents, samples a latent"""
+        return self.sizes["tile_latents"], self.sizes["tile_overlap"], self.sizes["downsampling_ratio"]
 
     def engine(self, graph: str, steps: int = 0) -> Engine:
         """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's rows of t)."""
@@ -241,12 +271,13 @@ class Pipeline:
 
 
 def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Input shapes of every graph for one clip: the CFG pair is the batch of 2."""
+    """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile."""
     s = sizes
     key = (2, s["num_heads"], s["context_tokens"], s["dim_heads"])
     context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
     latents = s["max_latents"]
-    return {
+    tile = s.get("tile_latents")
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
         "conditioning": {
             "prompt_embeds": (2, s["prompt_tokens"], s["cond_dim"]),
@@ -261,5 +292,8 @@ def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dic
             "time_embed": (s["embed_dim"],),
             **context,
         },
-        "decoder": {"latents": (1, s["io_channels"], latents)},
+        "decoder": {"latents": (1, s["io_channels"], tile or latents)},
     }
+    if tile:
+        shapes["encoder"] = {"audio": (1, s["encoder_channels"], tile * s["downsampling_ratio"])}
+    return shapes

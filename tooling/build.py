@@ -19,7 +19,7 @@ from ..engines.base import BACKENDS, INT8, Dialect, open_engine
 from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_manifest
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
-from ..exporters.float_graphs import GRAPHS, export_topologies
+from ..exporters.float_graphs import export_topologies
 from ..exporters.linears import Linear
 from ..exporters.lint import lint
 from ..exporters.qdq import QuantizedLinear, write_graph
@@ -97,12 +97,11 @@ def write_graphs(
     say: Say = lambda message: None,
     dialect: Dialect = INT8,
 ) -> None:
-    """Write the four graphs with float, folded or quantized weights into `folder`, and lint them."""
+    """Write the graphs with float, folded or quantized weights into `folder`, and lint them."""
     weights = folded_weights(checkpoint, smoothing or Smoothing())
-    topologies = export_topologies(checkpoint.config, home() / "graphs")
-    for name in GRAPHS:
+    for name, topology in export_topologies(checkpoint.config, home() / "graphs").items():
         say(f"writing {name}.onnx")
-        write_graph(topologies[name], folder / f"{name}.onnx", weights, quantized, dialect)
+        write_graph(topology, folder / f"{name}.onnx", weights, quantized, dialect)
         lint(folder / f"{name}.onnx", dialect)
 
 
@@ -120,6 +119,7 @@ def bundle_sizes(checkpoint: Checkpoint) -> dict[str, int]:
         "max_latents": sizes.max_latents,
         "downsampling_ratio": sizes.downsampling_ratio,
         "sample_rate": sizes.sample_rate,
+        **sizes.tiling,
     }
 
 

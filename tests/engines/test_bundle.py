@@ -308,9 +308,7 @@ def test_another_format_is_refused(bundle, text):
     assert "has bundle format" in refusal(Bundle, bundle)
 
 
-@pytest.mark.parametrize(
-    "key", ["backend", "created", "files", "layers", "linears", "model", "recipe", "schedule", "sizes"]
-)
+@pytest.mark.parametrize("key", ["backend", "created", "files", "model", "recipe", "schedule", "sizes"])
 @pytest.mark.parametrize("value", [None, 7, [], "\n"])
 def test_a_missing_or_misstated_field_is_named(bundle, key, value):
     edit(bundle, lambda values: values.pop(key) if value is None else values.update({key: value}))

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
+from graphs import GRAPHS
 from onnx import helper
 
 from dit_trt.engines.base import BACKENDS
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.exporters.float_graphs import GRAPHS
 from dit_trt.tooling.contents import bundle_layers
 from dit_trt.tooling.plan import BuildPlan, plan_build
 from dit_trt.tooling.recipe import Recipe

@@ -26,7 +26,11 @@ def inspected(bundle: Bundle) -> dict:
 def test_the_object_is_the_manifest_and_sizes(tiny_sqs: Bundle) -> None:
     value = inspected(tiny_sqs)
     added = {"bundle", "size_bytes", "size_bytes_by_part", "layers"}
-    assert {key: value[key] for key in value.keys() - added} == json.loads((tiny_sqs.folder / MANIFEST).read_text())
+    manifest = json.loads((tiny_sqs.folder / MANIFEST).read_text())
+    assert {key: value[key] for key in value.keys() - added} == {k: v for k, v in manifest.items() if k != "layers"}
+    assert [{key: row[key] for key in fact} for row, fact in zip(value["layers"], manifest["layers"])] == manifest[
+        "layers"
+    ]
     assert added <= value.keys()
     assert value["bundle"] == str(tiny_sqs.folder)
     assert value["size_bytes"] == tiny_sqs.size_bytes == sum(value["size_bytes_by_part"].values())
