@@ -37,10 +37,18 @@ _BLANK = "0" * 64  # stands in the manifest's own `sha256` while that is compute
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def expanded(path: str) -> Path:
+    """A path as a user writes it, with `~` for a home folder. Raises UserError for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder; write the whole path") from None
+
+
 def home() -> Path:
     """`$DIT_TRT_HOME`, or the user's cache folder."""
     named = os.environ.get("DIT_TRT_HOME")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("dit-trt"))
+    return expanded(named) if named else Path(platformdirs.user_cache_dir("dit-trt"))
 
 
 def bundles_folder() -> Path:
@@ -369,7 +377,7 @@ def find_bundle(name: str | None, quantized: bool = False) -> Bundle:
     without a word.
     """
     if name is not None:
-        for folder in (Path(name).expanduser(), bundles_folder() / name):
+        for folder in (expanded(name), bundles_folder() / name):
             if folder.is_dir():
                 return Bundle(folder.absolute())
         known = ", ".join(bundle.folder.name for bundle in list_bundles()[:5])

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ..engines.bundle import expanded
 from ..engines.errors import UserError
 from .float_graphs import ModelSizes
 from .linears import DIT_PREFIX, Linear, block_linears, split_keys
@@ -54,7 +55,7 @@ class Checkpoint:
     @classmethod
     def open(cls, model: str) -> Checkpoint:
         """`demo` or a local folder in stable-audio-tools' layout."""
-        folder = DEMO if model == "demo" else Path(model).expanduser()
+        folder = DEMO if model == "demo" else expanded(model)
         if not folder.is_dir():
             raise UserError(f"--model {model}: no such folder; give 'demo' or a folder with model_config.json")
         return cls(folder)

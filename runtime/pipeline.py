@@ -28,6 +28,7 @@ from .wav import finish
 Float = NDArray[np.float32]
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
+MAX_SIGMA = 1e6  # what lies above would only leave float32
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Settings:
             faults.append(f"cfg {self.cfg_scale} is outside 0..100")
         if not 0 <= self.seed <= MAX_SEED:
             faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        if not 0 < self.sigma_min < self.sigma_max < float("inf"):
-            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max")
+        if not 0 < self.sigma_min < self.sigma_max <= MAX_SIGMA:
+            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max <= 1e6")
         if faults:
             raise UserError("; ".join(faults))
 
@@ -123,13 +124,7 @@ class Pipeline:
         """
         settings = settings or Settings()
         seconds = self.check_seconds(seconds)
-        if num_variations < 1:
-            raise UserError(f"num_variations {num_variations} must be 1 or more")
-        if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
-            raise UserError(f"seed {settings.seed} leaves no seeds for all clips")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+        check_clips(prompts, settings, num_variations, negative_prompt)
         index = 0
         for prompt in prompts:
             conditioning = self.condition(prompt, settings, seconds, negative_prompt)
@@ -240,6 +235,22 @@ class Pipeline:
     def _embed(self, text: str) -> Float:
         ids, mask, _ = self._tokenizer(text)
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
+
+
+def check_clips(
+    prompts: Sequence[str], settings: Settings, num_variations: int = 1, negative_prompt: str | None = None
+) -> None:
+    """Raises UserError for what no model could make clips of."""
+    if num_variations < 1:
+        raise UserError(f"num_variations {num_variations} must be 1 or more")
+    if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
+        raise UserError(f"seed {settings.seed} leaves no seeds for all clips; give a smaller one")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+    for text in (*prompts, negative_prompt or ""):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of argv that are not UTF-8 become these
+            raise UserError(f"the prompt {text[:40]!r} is not UTF-8 text; set your terminal to UTF-8")
 
 
 def graph_shapes(sizes: dict[str, int], steps: int) -> dict[str, dict[str, tuple[int, ...]]]:
