@@ -241,14 +241,14 @@ def new_bundle(target: Path) -> Iterator[Path]:
             work.chmod(0o755)
             for file in work.iterdir():
                 file.chmod(0o644)  # some writers make private files; a bundle is to be shared
-                _flush(file)
-            _flush(work)
+                flush(file)
+            flush(work)
             with locked(target.parent):
                 if not (target.exists() and _exchange(work, target)):
                     if target.exists():
                         target.rename(old)
                     work.rename(target)
-            _flush(target.parent)
+            flush(target.parent)
         except BaseException:
             if old.exists() and not target.exists():
                 old.rename(target)
@@ -259,7 +259,7 @@ def new_bundle(target: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Let what was written reach the disk before it is relied on: a rename may overtake its data in a power cut."""
     if path.is_dir() and os.name != "posix":
         return

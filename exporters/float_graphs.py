@@ -21,9 +21,10 @@ from pathlib import Path
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from ..engines.bundle import locked
+from ..engines.bundle import flush, locked
 from .conditioners import MultiConditioner
 from .dit import DiffusionTransformer, DiTConfig, split_fused
 from .linears import DIT_PREFIX
@@ -130,15 +131,21 @@ def export_topologies(model_config: Mapping, cache: Path) -> dict[str, onnx.Mode
 
 
 def _load_or_export(model_config: Mapping, folder: Path) -> dict[str, onnx.ModelProto]:
-    if all((folder / f"{name}.onnx").is_file() for name in GRAPHS):
-        return {name: onnx.load(folder / f"{name}.onnx") for name in GRAPHS}
+    with contextlib.suppress(FileNotFoundError, DecodeError):  # not there, or damaged: exported again
+        cached = {name: onnx.load(folder / f"{name}.onnx") for name in GRAPHS}
+        if all(model.graph.name for model in cached.values()):
+            return cached
     folder.mkdir(parents=True, exist_ok=True)
     topologies = {}
     for name, export in _EXPORTS.items():
         topologies[name] = export(model_config)
         part = folder / f"{name}.onnx.part"
-        onnx.save_model(topologies[name], part)
-        part.rename(folder / f"{name}.onnx")
+        try:
+            onnx.save_model(topologies[name], part)
+            flush(part)
+            part.rename(folder / f"{name}.onnx")
+        finally:
+            part.unlink(missing_ok=True)
     return topologies
 
 
