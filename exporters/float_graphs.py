@@ -113,6 +113,9 @@ class ModelSizes:
         self.downsampling_ratio = int(pretransform["downsampling_ratio"])
         self.max_latents = int(model_config["sample_size"]) // self.downsampling_ratio
         self.sample_rate = int(model_config["sample_rate"])
+        for name in ("prompt_tokens", "downsampling_ratio", "max_latents", "sample_rate"):
+            if not 0 < getattr(self, name) < 2**20:
+                raise ValueError(f"{name} {getattr(self, name)}, which must be in 1..{2**20 - 1}")
 
 
 def context_names(depth: int) -> list[str]:

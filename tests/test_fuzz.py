@@ -1,4 +1,4 @@
-"""Damaged and hostile files: whatever a manifest, a checkpoint, a table or a config holds, it is one line, no traceback.
+"""Damaged and hostile manifests, checkpoints, tables and configs: always one line, never a traceback.
 
 `invoke` holds that: any exception but a clean exit fails. Derandomized, so that CI is the same every time.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from engines.test_bundle import stamped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from manifests import stamped
 
 from dit_trt.engines.bundle import MANIFEST, Bundle, list_bundles
 from dit_trt.engines.errors import UserError

@@ -1,6 +1,5 @@
 """The bundle on disk: whole or absent, checked when opened, found by folder, by name or by age."""
 
-import hashlib
 import json
 import os
 import random
@@ -11,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from manifests import stamped
 
 from dit_trt.engines.bundle import (
     FORMAT,
@@ -75,14 +75,6 @@ def edit(folder, change):
     values = json.loads((folder / MANIFEST).read_text("utf-8"))
     change(values)
     (folder / MANIFEST).write_text(stamped(values), "utf-8")
-
-
-def stamped(values):
-    """`values` as JSON with a valid `sha256` field: the sha256 of the text in which that field is 64 zeros."""
-    blank = json.dumps({**values, "sha256": "0" * 64}, indent=3)
-    assert blank.count("0" * 64) >= 1
-    stamp = hashlib.sha256(blank.encode()).hexdigest()
-    return blank.replace('"sha256": "' + "0" * 64, '"sha256": "' + stamp, 1)
 
 
 @pytest.fixture
