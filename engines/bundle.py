@@ -174,6 +174,13 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+def _is_pretransform(value: object) -> bool:
+    if not (isinstance(value, dict) and _is_text(value.get("type")) and isinstance(value.get("config"), dict)):
+        return False
+    needed = ("n_fft", "hop_length", "griffin_lim_iterations") if value["type"] == "mel_pca" else ()
+    return all(_is_size(value["config"].get(name)) for name in needed)
+
+
 def _are_files(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(entry, dict) and _is_count(entry.get("bytes")) and _is_sha256(entry.get("sha256"))
@@ -192,8 +199,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "model.source": _is_string,
     "model.digest": _is_sha256,
     "model.licence": _is_string,
-    "model.pretransform.type": _is_text,
-    "model.pretransform.config": lambda value: isinstance(value, dict),
+    "model.pretransform": _is_pretransform,
     **{
         f"sizes.{name}": _is_size
         for name in (

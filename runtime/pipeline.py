@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,8 @@ class Pipeline:
         check_clips(prompts, settings, num_variations, negative_prompt)
         index = 0
         for prompt in prompts:
-            conditioning = self.condition(prompt, settings, seconds, negative_prompt)
+            with self._fitting():
+                conditioning = self.condition(prompt, settings, seconds, negative_prompt)
             for _ in range(num_variations):
                 one = replace(settings, seed=settings.seed + index)
                 times: list[float] = []
@@ -136,11 +138,22 @@ class Pipeline:
                     times.append(time.perf_counter())
                     on_step(clip, step)
 
-                latents = self.sample(conditioning, one, stepped)
-                audio = finish(self.decode(latents), round(seconds * self.sample_rate))
+                with self._fitting():
+                    latents = self.sample(conditioning, one, stepped)
+                    audio = finish(self.decode(latents), round(seconds * self.sample_rate))
                 elapsed = tuple(np.diff(times).tolist())
                 yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
                 index += 1
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """All arguments were checked: what an engine still refuses is a size the manifest misstates."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
+            ) from error
 
     def check_seconds(self, seconds: float | None) -> float:
         """The length to make: by default 10 s or the model's longest."""

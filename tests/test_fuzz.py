@@ -107,6 +107,17 @@ def test_any_value_in_a_manifest_with_a_valid_hash(
         one_line_or_fine("run", "rain", "--steps", 1, "--bundle", bundle, "--output", tmp_path)
 
 
+def test_every_size_misstated_with_a_valid_hash(bundle: Path, tiny_sqs: Bundle, tmp_path: Path) -> None:
+    """Numbers of the right type that the graphs do not have."""
+    good = tiny_sqs.manifest
+    config = ("model", "pretransform", "config")
+    places = [("sizes", name) for name in good["sizes"]] + [(*config, n) for n in ("n_fft", "hop_length")]
+    for path in places:
+        for new in (1, 999):
+            (bundle / MANIFEST).write_text(stamped(changed(good, path, new, False)))
+            one_line_or_fine("run", "rain", "--steps", 1, "--bundle", bundle, "--output", tmp_path)
+
+
 @bounded
 @given(data=st.data())
 def test_any_text_as_a_manifest(bundle: Path, tiny_sqs: Bundle, data: st.DataObject) -> None:

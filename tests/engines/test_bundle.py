@@ -35,7 +35,7 @@ SIZES = (
 
 
 def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
-    pretransform = {"type": "mel_pca", "config": {}}
+    pretransform = {"type": "mel_pca", "config": {"n_fft": 256, "hop_length": 64, "griffin_lim_iterations": 4}}
     return {
         "backend": "openvino",
         "created": created,
@@ -316,6 +316,7 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
         ("model.digest", "0" * 63),
         ("model.pretransform", None),
         ("model.pretransform.config", []),
+        *((f"model.pretransform.config.{name}", bad) for name in ("n_fft", "hop_length") for bad in (None, 0, "7")),
         ("model.pretransform.type", 3),
         ("schedule.seed", -1),
         ("files.step.onnx", 7),
@@ -332,7 +333,8 @@ def test_a_field_of_another_type_is_named(bundle, key, bad):
         inner[last] = bad
 
     edit(bundle, change)
-    assert f"lacks or misstates {'files' if part == 'files' else key}" in refusal(Bundle, bundle)
+    expected = "files" if part == "files" else "model.pretransform" if "pretransform" in key else key
+    assert f"lacks or misstates {expected}" in refusal(Bundle, bundle)
 
 
 def test_fields_of_later_versions_are_no_fault(bundle):
