@@ -86,7 +86,7 @@ class Journal:
 
     def record(self, graph: str, taps: Mapping[str, Float], outputs: Mapping[str, Float]) -> None:
         if graph == "step":
-            _savez(self._file(self._step), velocity=outputs["velocity"], **taps)
+            _savez(self._file(self._step), False, velocity=outputs["velocity"], **taps)
         self._merge(graph, taps)
         self._step += graph == "step"
 
@@ -155,7 +155,7 @@ def _slots(prompts: int, steps: int, n: int, sizes: Mapping[str, int]) -> _Slots
     )
 
 
-def _savez(path: Path, flushed: bool = False, **arrays: NDArray) -> None:
+def _savez(path: Path, flushed: bool, **arrays: NDArray) -> None:
     """Written whole; `flushed` also for a power cut, where what it replaces is the only other copy."""
     part = path.with_suffix(".part")
     try:
