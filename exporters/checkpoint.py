@@ -11,12 +11,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ..engines.bundle import expanded
 from ..engines.errors import UserError
+from .conditioners import MultiConditioner
 from .float_graphs import ModelSizes
 from .linears import DIT_PREFIX, Linear, block_linears, split_keys
+from .pretransforms import decoder_from_config
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
 Array = NDArray[np.generic]
@@ -33,7 +37,13 @@ class Checkpoint:
         self.config = _read_config(folder / "model_config.json")
         try:
             self.sizes = ModelSizes(self.config)
-        except (KeyError, TypeError, ValueError) as error:
+            with torch.device("meta"):  # nothing is computed: only asked whether every part can be made of its config
+                MultiConditioner(self.config)
+                decoder_from_config(self.config)
+            self.tokenizer_file  # noqa: B018
+        except UserError:
+            raise
+        except Exception as error:  # whatever a part raises for a key it misses or a size that is none
             raise UserError(f"{folder / 'model_config.json'} lacks or misstates {error}") from None
         self.linears: list[Linear] = block_linears(self.sizes.dit)
         self._split = split_keys(self.linears)
@@ -54,7 +64,7 @@ class Checkpoint:
     @classmethod
     def open(cls, model: str) -> Checkpoint:
         """`demo` or a local folder in stable-audio-tools' layout."""
-        folder = DEMO if model == "demo" else Path(model).expanduser()
+        folder = DEMO if model == "demo" else expanded(model)
         if not folder.is_dir():
             raise UserError(f"--model {model}: no such folder; give 'demo' or a folder with model_config.json")
         return cls(folder)
@@ -71,7 +81,7 @@ class Checkpoint:
     @property
     def licence(self) -> str:
         """The checkpoint's own licence or notice text, carried into every bundle; empty when it has none."""
-        texts = [path.read_text("utf-8") for path in self._notices()]
+        texts = [path.read_text("utf-8", "replace") for path in self._notices()]
         return "\n".join(texts)
 
     def _notices(self) -> list[Path]:
@@ -119,12 +129,10 @@ class Checkpoint:
         return next((pair for pair in pairs if self.keys.issuperset(pair)), None)
 
     def _rope(self, name: str) -> NDArray[np.float32]:
-        from torch import from_numpy
-
         from .dit import RotaryEmbedding
 
         rotary = RotaryEmbedding(self.sizes.dit.rotary_dim)
-        rotary.inv_freq = from_numpy(self.tensor(DIT_PREFIX + "transformer.rotary_pos_emb.inv_freq"))
+        rotary.inv_freq = torch.from_numpy(self.tensor(DIT_PREFIX + "transformer.rotary_pos_emb.inv_freq"))
         cos, sin = rotary.tables(self.sizes.max_latents + 1)
         return (cos if name == "rope.cos" else sin).numpy()
 
@@ -144,7 +152,7 @@ def _read_config(path: Path) -> dict:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no model_config.json: not a folder in stable-audio-tools' layout") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} does not hold a JSON object")

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from ..engines.bundle import locked
+from ..engines.bundle import flush, locked
 from ..engines.errors import UserError
 from .conditioners import MultiConditioner
 from .dit import DiffusionTransformer, DiTConfig, split_fused
@@ -113,6 +114,9 @@ class ModelSizes:
         self.downsampling_ratio = int(pretransform["downsampling_ratio"])
         self.max_latents = int(model_config["sample_size"]) // self.downsampling_ratio
         self.sample_rate = int(model_config["sample_rate"])
+        for name in ("prompt_tokens", "downsampling_ratio", "max_latents", "sample_rate"):
+            if not 0 < getattr(self, name) < 2**20:
+                raise ValueError(f"{name} {getattr(self, name)}, which must be in 1..{2**20 - 1}")
         self.tiling: dict[str, int] = {}
         if model_config["model"]["pretransform"]["type"] == "autoencoder":
             autoencoder = OobleckConfig.from_pretransform(model_config["model"]["pretransform"])
@@ -138,16 +142,21 @@ def export_topologies(model_config: Mapping, cache: Path) -> dict[str, onnx.Mode
 
 
 def _load_or_export(model_config: Mapping, folder: Path) -> dict[str, onnx.ModelProto]:
-    names = graph_names(model_config)
-    if all((folder / f"{name}.onnx").is_file() for name in names):
-        return {name: onnx.load(folder / f"{name}.onnx") for name in names}
+    with contextlib.suppress(FileNotFoundError, DecodeError):  # not there, or damaged: exported again
+        cached = {name: onnx.load(folder / f"{name}.onnx") for name in graph_names(model_config)}
+        if all(model.graph.name for model in cached.values()):
+            return cached
     folder.mkdir(parents=True, exist_ok=True)
     topologies = {}
-    for name in names:
+    for name in graph_names(model_config):
         topologies[name] = _EXPORTS[name](model_config)
         part = folder / f"{name}.onnx.part"
-        onnx.save_model(topologies[name], part)
-        part.rename(folder / f"{name}.onnx")
+        try:
+            onnx.save_model(topologies[name], part)
+            flush(part)
+            part.rename(folder / f"{name}.onnx")
+        finally:
+            part.unlink(missing_ok=True)
     return topologies
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ Float = NDArray[np.float32]
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
 TIME_ROWS = 128  # the conditioning graph embeds so many timesteps at once: one engine for every --steps up to it
+MAX_SIGMA = 1e6  # what lies above would only leave float32
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Settings:
             faults.append(f"cfg {self.cfg_scale} is outside 0..100")
         if not 0 <= self.seed <= MAX_SEED:
             faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        if not 0 < self.sigma_min < self.sigma_max < float("inf"):
-            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max")
+        if not 0 < self.sigma_min < self.sigma_max <= MAX_SIGMA:
+            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max <= 1e6")
         if faults:
             raise UserError("; ".join(faults))
 
@@ -125,16 +127,11 @@ class Pipeline:
         """
         settings = settings or Settings()
         seconds = self.check_seconds(seconds)
-        if num_variations < 1:
-            raise UserError(f"num_variations {num_variations} must be 1 or more")
-        if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
-            raise UserError(f"seed {settings.seed} leaves no seeds for all clips")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+        check_clips(prompts, settings, num_variations, negative_prompt)
         index = 0
         for prompt in prompts:
-            conditioning = self.condition(prompt, settings, seconds, negative_prompt)
+            with self._fitting():
+                conditioning = self.condition(prompt, settings, seconds, negative_prompt)
             for _ in range(num_variations):
                 one = replace(settings, seed=settings.seed + index)
                 times: list[float] = []
@@ -143,11 +140,22 @@ class Pipeline:
                     times.append(time.perf_counter())
                     on_step(clip, step)
 
-                latents = self.sample(conditioning, one, stepped)
-                audio = finish(self.decode(latents), round(seconds * self.sample_rate))
+                with self._fitting():
+                    latents = self.sample(conditioning, one, stepped)
+                    audio = finish(self.decode(latents), round(seconds * self.sample_rate))
                 elapsed = tuple(np.diff(times).tolist())
                 yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
                 index += 1
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """All arguments were checked: what an engine still refuses is a size the manifest misstates."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
+            ) from error
 
     def check_seconds(self, seconds: float | None) -> float:
         """The length to make: by default 10 s or the model's longest."""
@@ -268,6 +276,22 @@ class Pipeline:
     def _embed(self, text: str) -> Float:
         ids, mask, _ = self._tokenizer(text)
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
+
+
+def check_clips(
+    prompts: Sequence[str], settings: Settings, num_variations: int = 1, negative_prompt: str | None = None
+) -> None:
+    """Raises UserError for what no model could make clips of."""
+    if num_variations < 1:
+        raise UserError(f"num_variations {num_variations} must be 1 or more")
+    if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
+        raise UserError(f"seed {settings.seed} leaves no seeds for all clips; give a smaller one")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+    for text in (*prompts, negative_prompt or ""):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of argv that are not UTF-8 become these
+            raise UserError(f"the prompt {text[:40]!r} is not UTF-8 text; set your terminal to UTF-8")
 
 
 def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dict[str, tuple[int, ...]]]:

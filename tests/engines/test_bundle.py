@@ -1,6 +1,5 @@
 """The bundle on disk: whole or absent, checked when opened, found by folder, by name or by age."""
 
-import hashlib
 import json
 import os
 import random
@@ -11,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from manifests import stamped
 
 from dit_trt.engines.bundle import (
     FORMAT,
@@ -39,7 +39,7 @@ LAYER = {
 
 
 def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
-    pretransform = {"type": "mel_pca", "config": {}}
+    pretransform = {"type": "mel_pca", "config": {"n_fft": 256, "hop_length": 64, "griffin_lim_iterations": 4}}
     return {
         "backend": "openvino",
         "created": created,
@@ -82,14 +82,6 @@ def edit(folder, change):
     values = json.loads((folder / MANIFEST).read_text("utf-8"))
     change(values)
     (folder / MANIFEST).write_text(stamped(values), "utf-8")
-
-
-def stamped(values):
-    """`values` as JSON with a valid `sha256` field: the sha256 of the text in which that field is 64 zeros."""
-    blank = json.dumps({**values, "sha256": "0" * 64}, indent=3)
-    assert blank.count("0" * 64) >= 1
-    stamp = hashlib.sha256(blank.encode()).hexdigest()
-    return blank.replace('"sha256": "' + "0" * 64, '"sha256": "' + stamp, 1)
 
 
 @pytest.fixture
@@ -333,6 +325,7 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
         ("model.digest", "0" * 63),
         ("model.pretransform", None),
         ("model.pretransform.config", []),
+        *((f"model.pretransform.config.{name}", bad) for name in ("n_fft", "hop_length") for bad in (None, 0, "7")),
         ("model.pretransform.type", 3),
         ("schedule.seed", -1),
         ("files.step.onnx", 7),
@@ -348,7 +341,8 @@ def test_a_field_of_another_type_is_named(bundle, key, bad):
         values[last] = bad
 
     edit(bundle, change)
-    assert f"lacks or misstates {'files' if part == 'files' else key}" in refusal(Bundle, bundle)
+    expected = "files" if part == "files" else "model.pretransform" if "pretransform" in key else key
+    assert f"lacks or misstates {expected}" in refusal(Bundle, bundle)
 
 
 def test_fields_of_later_versions_are_no_fault(bundle):

@@ -67,7 +67,7 @@ An option that is given takes the place of the file's value; lists are not joine
 @click.option("--prompt-seed", default=0, show_default=True, help="Which prompts are drawn when there are more.")
 @click.option(
     "--calib-steps",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     default=100,
     show_default=True,
     help="Sampling steps of the calibration runs.",
