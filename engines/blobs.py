@@ -39,9 +39,11 @@ def blob_folder(key: object) -> Iterator[Path | None]:
             usable = False
         yield folder if usable else None
         if usable:
-            with contextlib.suppress(OSError):
+            try:
                 _record(folder)
                 _prune(folder)
+            except OSError:  # a full disk, most likely
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -62,7 +64,9 @@ def _recorded(folder: Path) -> dict[str, str] | None:
 def _record(folder: Path) -> None:
     """Write down what is there, after every file of it: a process killed in between leaves files without a sum."""
     names = {path.name for path in folder.iterdir()}
-    if names != {*(_recorded(folder) or {}), _SUMS}:
+    if not names:
+        folder.rmdir()  # the backend kept nothing
+    elif names != {*(_recorded(folder) or {}), _SUMS}:
         part = folder / f"{_SUMS}.part"
         part.unlink(missing_ok=True)
         text = json.dumps(_files(folder))

@@ -122,7 +122,8 @@ def _read_manifest(folder: Path) -> dict:
     stamp = manifest.get("sha256")
     if not _is_sha256(stamp) or _own_sha256(raw.replace(stamp.encode(), _BLANK.encode(), 1)) != stamp:
         raise UserError(f"{path} is damaged (it does not match its own sha256); build the bundle again")
-    fields = _FIELDS | (_TILING if "encoder.onnx" in (manifest.get("files") or ()) else {})
+    files = manifest.get("files")
+    fields = _FIELDS | (_TILING if isinstance(files, dict) and "encoder.onnx" in files else {})
     faults = [name for name, is_good in fields.items() if not is_good(_field(manifest, name))]
     if faults:
         raise UserError(f"{path} lacks or misstates {', '.join(faults)}; build the bundle again")

@@ -399,7 +399,16 @@ def test_an_emptied_file_table_is_refused(bundle):
 
 def test_a_further_graph_comes_with_its_data(tmp_path):
     more = {"encoder.onnx": b"a graph", "encoder.onnx.data": b"weights"}
-    folder = make(tmp_path / "one", {**FILES, **more})
+    folder = tmp_path / "one"
+    with pytest.raises(UserError, match=r"misstates sizes.tile_latents"), new_bundle(folder) as work:
+        fill(work, {**FILES, **more})
+        Bundle(work)
+    with new_bundle(folder) as work:
+        for name, content in {**FILES, **more}.items():
+            (work / name).write_bytes(content)
+        values = manifest()
+        values["sizes"] |= {"tile_latents": 7, "tile_overlap": 2, "encoder_channels": 2}
+        write_manifest(work, values)
     assert Bundle(folder).verify().manifest["files"].keys() == FILES.keys() | more.keys()
     edit(folder, lambda values: values["files"].pop("encoder.onnx.data"))
     assert "does not list encoder.onnx.data" in refusal(Bundle, folder)

@@ -152,7 +152,7 @@ def test_what_a_person_reads(tiny: Path) -> None:
         (["--exclude", "ff.2"], "the pattern 'ff.2' matches no Linear", 1),
         (["--exclude", "*"], "leave nothing to quantize", 1),
         (["--prompts", "nowhere.txt"], "nowhere.txt", 1),
-        (["--calib-steps", "1001"], "steps 1001 is outside 1..1000", 1),
+        (["--calib-steps", "1001"], "1001 is not in the range 1<=x<=1000", 2),
         (["--output", "{folder}"], "is not a bundle", 1),
         (["--method", "gptq"], "unknown method 'gptq'", 2),
     ],
