@@ -22,7 +22,7 @@ from .linears import Linear
 
 ALIGNMENT = 64
 ZERO_POINTS: dict[str, np.int8 | np.uint8] = {"int8": np.int8(0), "uint8": np.uint8(128)}  # of activations
-_INLINE = 1024  # bytes; smaller weights stay in the graph itself
+INLINE = 1024  # bytes; smaller weights stay in the graph itself
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class DataFile:
     def add(self, name: str, array: NDArray) -> TensorProto:
         """The initializer of `array`: inline when small, else a reference to bytes written here and now."""
         array = np.asarray(array, order="C")
-        if array.nbytes < _INLINE:
+        if array.nbytes < INLINE:
             return numpy_helper.from_array(array, name)
         offset = math.ceil(self._file.tell() / ALIGNMENT) * ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))

@@ -11,6 +11,7 @@ import pytest
 from processes import python
 
 import dit_trt
+from dit_trt.tooling.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -70,10 +71,22 @@ except SystemExit as finished:
 
 
 def test_a_commands_help_needs_no_build_extra():
-    for command in ("build", "run", "diff"):
+    for command in COMMANDS:
         code = f"from dit_trt.tooling.cli import main; main(['{command}', '--help'], standalone_mode=False)"
         names = loaded_by(code)
         assert names.isdisjoint({*BUILD_EXTRA, "openvino", "onnxruntime"}), names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["inspect", "{bundle}", "--layers"], ["inspect", "{bundle}", "--recipe"], ["completion", "bash"]],
+    ids=" ".join,
+)
+def test_looking_at_bundles_needs_no_engine_and_no_build_extra(tiny_sqs, arguments):
+    arguments = [argument.format(bundle=tiny_sqs.folder) for argument in arguments]
+    code = f"from dit_trt.tooling.cli import main; main({arguments!r}, standalone_mode=False)"
+    names = loaded_by(code, without=(*BUILD_EXTRA, "openvino"))
+    assert names.isdisjoint({*BUILD_EXTRA, "openvino", "transformers"}), names
 
 
 def imports_of(path, package):

@@ -42,6 +42,7 @@ class Recipe:
             raise UserError("; ".join(faults))
         if self.method == "none":
             object.__setattr__(self, "bits", "fp32")
+        object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one recipe, with one hash
 
     @property
     def smoothing(self) -> str:
@@ -52,7 +53,7 @@ class Recipe:
         return METHODS[self.method][1]
 
     def chosen(self, linears: Iterable[Linear]) -> list[Linear]:
-        """The Linears to quantize. Raises UserError when a pattern matches nothing (a typo, most likely)."""
+        """The Linears to quantize. Raises UserError when a pattern matches nothing (likely a typo) or none is left."""
         linears = list(linears)
         if self.method == "none":
             return []
@@ -61,7 +62,10 @@ class Recipe:
                 kinds = ", ".join(dict.fromkeys(linear.kind for linear in linears))
                 raise UserError(f"the pattern {pattern!r} matches no Linear; kinds: {kinds}")
         included = [x for x in linears if any(_matches(x, pattern) for pattern in self.include)]
-        return [x for x in included if not any(_matches(x, pattern) for pattern in self.exclude)]
+        chosen = [x for x in included if not any(_matches(x, pattern) for pattern in self.exclude)]
+        if not chosen:
+            raise UserError("--include and --exclude leave nothing to quantize; for FP32 use --method none")
+        return chosen
 
     def to_dict(self) -> dict:
         return {**asdict(self), "smoothing": self.smoothing, "activation_range": self.activation_range}

@@ -90,10 +90,7 @@ def build(
     if output is not None:
         check_target(output)
     table = None
-    chosen = recipe.chosen(checkpoint.linears)
-    if recipe.method != "none" and not chosen:
-        raise UserError("--include and --exclude leave nothing to quantize; for FP32 use --method none")
-    if chosen:
+    if recipe.chosen(checkpoint.linears):
         table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
     return build_bundle(checkpoint, recipe, backend, output, table, say, device, allow_float)
 
@@ -110,17 +107,24 @@ def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) ->
             return build_bundle(checkpoint, Recipe("none"), backend, folder).bundle
 
 
+def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions) -> tuple[Path, str] | None:
+    """The table a build would use without calibrating, and where it comes from: `shipped` or `cache`."""
+    if options == CalibrationOptions() and (shipped := shipped_table(checkpoint)) is not None:
+        return shipped, "shipped"
+    plan = options.plan(checkpoint)
+    return (plan.table, "cache") if plan.table.is_file() and not options.recalibrate else None
+
+
 def calibration_table(
     checkpoint: Checkpoint, backend: str, options: CalibrationOptions, watch: Watch = unwatched, say: Say = silent
 ) -> Path:
     """The table of every Linear's input ranges: the checkpoint's own, from the cache, or from a calibration run now."""
-    if options == CalibrationOptions() and (shipped := shipped_table(checkpoint)) is not None:
-        say("calibration table: the one shipped with the checkpoint (--recalibrate makes it afresh)")
-        return shipped
+    if (found := table_at_hand(checkpoint, options)) is not None:
+        table, origin = found
+        shipped = "the one shipped with the checkpoint (--recalibrate makes it afresh)"
+        say(f"calibration table: {shipped if origin == 'shipped' else 'from the cache'}")
+        return table
     plan = options.plan(checkpoint)
-    if plan.table.is_file() and not options.recalibrate:
-        say("calibration table: from the cache")
-        return plan.table
     reference = reference_bundle(checkpoint, backend, say)
     say(f"calibrating with {len(plan.prompts)} prompts x {options.steps} steps; Ctrl-C keeps what is done")
     with watch("calibrating", plan.calls) as done:

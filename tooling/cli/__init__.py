@@ -5,13 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "build": "Quantize a model and build its engine bundle.",
     "run": "Generate sound from prompts.",
     "diff": "Compare a quantized bundle with FP32, step by step.",
     "bench": "Time one step by every means there is here.",
+    "list": "List the bundles in the home folder.",
+    "inspect": "Show what a bundle is made of.",
+    "completion": "Print the shell completion script.",
 }
+# A submodule called `list` would hide the builtin in this module as soon as it is imported.
+MODULES = {"list": "list_"}
 
 
 class LazyGroup(click.Group):
@@ -23,7 +29,11 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return import_module(f".{name}", __package__).command
+        return import_module(f".{MODULES.get(name, name)}", __package__).command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -25,6 +25,24 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(message: str) -> None:
     """A line for the person watching; never on stdout, which belongs to results."""
     stderr.print(message, markup=False)
+
+
+def show(line: str) -> None:
+    """A line of the result itself, for people: on stdout, which --json keeps for its one object."""
+    if not click.get_current_context().params["as_json"]:
+        click.echo(line)
+
+
+def show_table(rows: Sequence[Sequence[object]], left: int = 1) -> None:
+    """`show` rows in columns, the first of them being the heads: `left` columns to the left, the others to the right.
+
+    Whole numbers get their thousands apart.
+    """
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for row in cells:
+        aligned = [f"{c:<{w}}" if i < left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths))]
+        show("  ".join(aligned).rstrip())
 
 
 class UsageError(UserError):
@@ -82,7 +100,7 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
                 raise
             _fail("interrupted", 130)
         if as_json:
-            click.echo(json.dumps({key: _plain(value) for key, value in result.items()}))
+            click.echo(json.dumps(_plain(result)))
         if result.get("passed") is False:
             sys.exit(1)
 
@@ -103,6 +121,10 @@ def _interrupted(error: BaseException | None) -> bool:
 
 def _plain(value: object) -> object:
     """JSON has no NaN: what a broken engine computes is null, and fails."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -8,6 +8,7 @@ import click
 
 from ...engines.errors import UserError
 from .common import UsageError, dit_command, progress, say, usage
+from .completion import bundles
 
 if TYPE_CHECKING:
     from ..diff import Difference
@@ -21,8 +22,13 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("bundle", required=False)
-@click.option("--against", metavar="BUNDLE", help="Reference bundle (default: FP32 of the same checkpoint).")
+@click.argument("bundle", required=False, shell_complete=bundles)
+@click.option(
+    "--against",
+    metavar="BUNDLE",
+    shell_complete=bundles,
+    help="Reference bundle (default: FP32 of the same checkpoint).",
+)
 @click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.95 for w8a8).")
 @click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
 @click.option("--steps", default=100, show_default=True, help="Sampling steps.")

@@ -11,6 +11,7 @@ import click
 
 from ...engines.errors import UserError
 from .common import dit_command, progress, say, usage
+from .completion import bundles, files, samplers
 
 EPILOG = """\b
 Examples:
@@ -22,9 +23,15 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option("--bundle", metavar="DIR|NAME", help="Which bundle (default: the newest).")
+@click.option("--bundle", metavar="DIR|NAME", shell_complete=bundles, help="Which bundle (default: the newest).")
 @click.option("--steps", default=100, show_default=True, help="Sampling steps.")
-@click.option("--sampler", default="dpmpp-3m-sde", show_default=True, help="dpmpp-3m-sde, dpmpp-2m-sde or dpmpp-2m.")
+@click.option(
+    "--sampler",
+    default="dpmpp-3m-sde",
+    show_default=True,
+    shell_complete=samplers,
+    help="dpmpp-3m-sde, dpmpp-2m-sde or dpmpp-2m.",
+)
 @click.option("--cfg", default=7.0, show_default=True, help="Classifier-free guidance scale.")
 @click.option("--seed", default=1000, show_default=True, help="Clip i uses seed + i.")
 @click.option("--sigma-min", default=0.3, show_default=True, help="Last noise level.")
@@ -33,7 +40,12 @@ Examples:
 @click.option("--negative-prompt", metavar="TEXT", help="What it should not sound like.")
 @click.option("--num-variations", type=click.IntRange(1), default=1, show_default=True, help="Clips of every prompt.")
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
-@click.option("--output", metavar="FILE|DIR", help="A .wav file for one clip, else a folder (default: here).")
+@click.option(
+    "--output",
+    metavar="FILE|DIR",
+    shell_complete=files,
+    help="A .wav file for one clip, else a folder (default: here).",
+)
 @dit_command
 def command(
     prompts: tuple[str, ...],

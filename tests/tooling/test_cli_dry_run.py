@@ -1,0 +1,156 @@
+"""`build --dry-run`: what it foretells is what a build then writes, to the byte where it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
+
+from dit_trt.engines.base import BACKENDS
+from dit_trt.engines.bundle import Bundle
+from dit_trt.exporters.float_graphs import GRAPHS
+from dit_trt.tooling.contents import bundle_layers
+from dit_trt.tooling.plan import BuildPlan, plan_build
+from dit_trt.tooling.recipe import Recipe
+from dit_trt.tooling.workflow import CalibrationOptions
+
+NEVER_CALIBRATED = ("--num-prompts", "2", "--calib-steps", "5")
+
+
+def planned(model: str, recipe: Recipe) -> BuildPlan:
+    return plan_build(recipe, model, "auto", None, CalibrationOptions())
+
+
+def data_files(bundle: Bundle) -> dict[str, int]:
+    return {graph: bundle.path(f"{graph}.onnx.data").stat().st_size for graph in GRAPHS}
+
+
+def costs(layers: list[dict]) -> list[tuple]:
+    keys = ("name", "kind", "graph", "in_features", "out_features", "bits", "bytes")
+    return [tuple(layer[key] for key in keys) for layer in layers]
+
+
+def test_the_data_files_of_a_build_to_the_byte(tiny: Path, tiny_float: Bundle, tiny_sqs: Bundle) -> None:
+    plans = planned(str(tiny), Recipe("none")), planned(str(tiny), Recipe())
+    real = data_files(tiny_float), data_files(tiny_sqs)
+    for graph in GRAPHS:
+        for plan, sizes in zip(plans, real):
+            assert 0 <= plan.data_files[graph] - sizes[graph] < 64
+        saved = plans[0].data_files[graph] - plans[1].data_files[graph]
+        assert saved == real[0][graph] - real[1][graph]
+        assert (saved > 0) == (graph in ("step", "conditioning"))
+
+
+@pytest.mark.parametrize("fixture", ["tiny_float", "tiny_sqs"])
+def test_layers_and_total_of_a_build(tiny: Path, fixture: str, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(fixture)
+    plan = planned(str(tiny), Recipe.from_dict(bundle.manifest["recipe"]))
+    assert costs([vars(layer) for layer in plan.layers]) == costs(bundle_layers(bundle))
+    assert plan.size_bytes == pytest.approx(bundle.size_bytes, rel=0.01)
+    assert plan.parts["scales"] == bundle.path("scales.safetensors").stat().st_size
+    assert plan.linears == bundle.manifest["linears"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "size"),
+    [
+        (Recipe("none"), {"conditioning": 1_016_320, "step": 21_627_136}, 33_113_236),
+        (Recipe(), {"conditioning": 819_712, "step": 5_751_040}, 17_257_931),
+    ],
+    ids=["none", "sqs"],
+)
+def test_the_demo(recipe: Recipe, data: dict[str, int], size: int) -> None:
+    """Recorded from a build of the demo, whose graphs take half a minute to export."""
+    plan = planned("demo", recipe)
+    recorded = {**data, "text": 8_192_000, "decoder": 986_240}
+    assert all(0 <= plan.data_files[graph] - recorded[graph] < 64 for graph in GRAPHS)
+    assert plan.size_bytes == pytest.approx(size, rel=0.01)
+    assert plan.float_size_bytes == planned("demo", Recipe("none")).size_bytes
+    assert plan.table == (None if recipe.method == "none" else "shipped")
+
+
+def test_one_layer_by_hand(tiny: Path) -> None:
+    """to_qkv of the tiny model: 128 -> 3 x 128; an integer a weight, 5 bytes (fp32 scale, zero point) a row."""
+    layer = planned(str(tiny), Recipe()).layers[0]
+    assert (layer.kind, layer.in_features, layer.out_features) == ("self_attn.to_qkv", 128, 384)
+    assert (layer.float_bytes, layer.bytes) == (4 * 128 * 384, 128 * 384 + 5 * 384)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS])
+def test_the_build_that_follows(tiny: Path, tiny_table_file: Path, home: Path, backend: str) -> None:
+    choices = ("--exclude", "ff.ff.2", "--backend", backend)
+    arguments = ("build", "--model", tiny, *QUICK_CALIBRATION, *choices, "--json")
+    before = files_in(home)
+    told = one_object(invoke(*arguments, "--dry-run").stdout)
+    assert files_in(home) == before
+    built = one_object(invoke(*arguments).stdout)
+    assert told["dry_run"] is True
+    assert told["bundle"] == built["bundle"]
+    assert (told["backend"], told["linears"]) == (built["backend"], built["linears"]) == (backend, 12)
+    assert told["size_bytes"] == pytest.approx(built["size_bytes"], rel=0.01)
+    assert told["size_bytes"] == sum(told["size_bytes_by_part"].values())
+    assert told["calibration"] == {"table": "cache", "prompts": 3, "steps": 8}
+    seen = one_object(invoke("inspect", built["bundle"], "--json").stdout)
+    assert costs(told["layers"]) == costs(seen["layers"])
+    assert told["recipe"] == seen["recipe"]
+    assert told["size_bytes_by_part"].keys() == seen["size_bytes_by_part"].keys()
+    for part, size in told["size_bytes_by_part"].items():
+        assert size == pytest.approx(seen["size_bytes_by_part"][part], rel=0.02)
+
+
+def test_before_a_calibration_the_name_is_unknown(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
+    arguments = ("build", "--model", tiny, *NEVER_CALIBRATED, "--dry-run")
+    told = one_object(invoke(*arguments, "--json").stdout)
+    assert told["bundle"] is None
+    assert told["calibration"] == {"table": "to run", "prompts": 2, "steps": 5}
+    output = invoke(*arguments).stdout
+    assert "its name is known once the calibration has run" in output
+    assert "will run, 2 prompts x 5 steps" in output
+    named = one_object(invoke(*arguments, "--output", tmp_path / "out", "--json").stdout)
+    assert named["bundle"] == str(tmp_path / "out")
+    assert files_in(tmp_path) == []
+
+
+def test_what_a_person_reads(tiny: Path) -> None:
+    output = invoke("build", "--model", tiny, *NEVER_CALIBRATED, "--exclude", "*.0.ff.ff.2", "--dry-run").stdout
+    lines = [line.split() for line in output.splitlines()]
+    assert ["self_attn.to_qkv", "128", "384", "2", "w8a8", "393,216", "102,144"] in lines
+    assert [line[3:5] for line in lines if line and line[0] == "ff.ff.2"] == [["1", "fp32"], ["1", "w8a8"]]
+    assert "13 of 14 Linears in w8a8" in output
+    assert "nothing was written" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (["--exclude", "ff.2"], "the pattern 'ff.2' matches no Linear", 1),
+        (["--exclude", "*"], "leave nothing to quantize", 1),
+        (["--prompts", "nowhere.txt"], "nowhere.txt", 1),
+        (["--calib-steps", "1001"], "steps 1001 is outside 1..1000", 1),
+        (["--output", "{folder}"], "is not a bundle", 1),
+        (["--method", "gptq"], "unknown method 'gptq'", 2),
+    ],
+)
+def test_what_a_build_would_refuse_is_refused(
+    tiny: Path, tmp_path: Path, arguments: list[str], said: str, code: int
+) -> None:
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    assert said in error_of("build", "--model", tiny, "--dry-run", *arguments, code=code)
+    assert files_in(tmp_path) == []
+
+
+def test_a_damaged_table_is_named(model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
+    from dit_trt.exporters.checkpoint import Checkpoint
+
+    options = CalibrationOptions(num_prompts=2, steps=5)
+    table = options.plan(Checkpoint.open(str(model_copy))).table
+    table.parent.mkdir(parents=True)
+    table.write_bytes(b"nonsense")
+    assert "use --recalibrate" in error_of("build", "--model", model_copy, *NEVER_CALIBRATED, "--dry-run")
+    again = one_object(
+        invoke("build", "--model", model_copy, *NEVER_CALIBRATED, "--dry-run", "--recalibrate", "--json").stdout
+    )
+    assert again["calibration"]["table"] == "to run"

@@ -1,0 +1,133 @@
+"""Recipe files: what is written is read back, and every fault of one is told in one line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from commands import error_of, invoke, one_object
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.errors import UserError
+from dit_trt.tooling.recipe import BITS, METHODS, Recipe
+from dit_trt.tooling.recipe_file import read_recipe, recipe_toml
+
+patterns = st.lists(st.text()).map(tuple)
+quantized = st.builds(
+    Recipe,
+    method=st.sampled_from([name for name in METHODS if name != "none"]),
+    bits=st.sampled_from(BITS),
+    alpha=st.floats(0, 1),
+    include=patterns,
+    exclude=patterns,
+)
+
+
+@given(st.just(Recipe("none")) | quantized)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
+    path = tmp_path_factory.getbasetemp() / "round-trip.toml"
+    path.write_text(recipe_toml(recipe), "utf-8")
+    assert Recipe(**read_recipe(path)) == recipe
+
+
+def test_what_is_written() -> None:
+    text = recipe_toml(Recipe(alpha=0.5, exclude=('a"b', "c\\d\x7f")))
+    assert text == (
+        'method = "sqs"\nbits = "w8a8"\nalpha = 0.5\ninclude = ["*"]\nexclude = ["a\\"b", "c\\\\d\\u007f"]\n'
+    )
+    assert tomllib.loads(text)["exclude"] == ['a"b', "c\\d\x7f"]
+
+
+def test_only_what_a_file_names_is_read(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('# by ear\nexclude = ["ff.ff.2"]\nalpha = 1\n')
+    values = read_recipe(tmp_path / "r.toml")
+    assert values == {"exclude": ("ff.ff.2",), "alpha": 1}
+    assert Recipe(**values).to_dict() == Recipe(alpha=1.0, exclude=("ff.ff.2",)).to_dict()
+    assert isinstance(Recipe(**values).alpha, float)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('metod = "sqs"', ["unknown key 'metod' (did you mean method?)"]),
+        ("zzz = 1", ["unknown key 'zzz' (known: method, bits, alpha, include, exclude)"]),
+        ("[build]\nalpha = 0.5", ["unknown key 'build'"]),
+        ("alpha = true", ["alpha takes a number, not a boolean"]),
+        ("alpha = 'auto'", ["alpha takes a number, not a string"]),
+        ("alpha = 1.5", ["alpha 1.5 is outside 0..1"]),
+        ("alpha = nan", ["alpha nan is outside 0..1"]),
+        ("include = 'ff.*'", ["include takes a list of strings, not a string"]),
+        ("exclude = ['a', 1]", ["exclude takes a list of strings, not a list of other things"]),
+        ("method = 1979-05-27", ["method takes a string, not a date or time"]),
+        ("method = 'none'\nalpha = 0.5", ["method none quantizes nothing"]),
+        (
+            "mehtod = 'sqs'\nbits = 'w3a3'\nalpha = 'x'\ninclude = 1\nexclude = {}",
+            ["unknown key 'mehtod'", "alpha takes", "include takes", "exclude takes", "unknown bits 'w3a3'"],
+        ),
+        ("alpha = 0.5\nbits = w8a8", ["is not valid TOML", "line 2"]),
+        ("alpha = 1\nalpha = 2", ["is not valid TOML"]),
+        ("include = " + "[" * 100_000, ["is not valid TOML"]),
+        ("alpha = " + "9" * 5000, ["is not valid TOML"]),
+        (b"method = '\xff'", ["is not a text file in UTF-8"]),
+    ],
+)
+def test_every_fault_of_a_file_is_told_in_one_line(tmp_path: Path, content: str | bytes, said: list[str]) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        read_recipe(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize("name", ["nowhere.toml", "."])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_recipe(tmp_path / name)
+
+
+# -------------------- on the command line
+
+
+def planned(*arguments: object) -> dict:
+    return one_object(invoke("build", "--dry-run", "--json", *arguments).stdout)["recipe"]
+
+
+def test_options_that_are_given_take_the_place_of_the_files(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe_toml(Recipe(alpha=0.25, include=("ff.*",), exclude=("*.0.ff.ff.2",))))
+    file = ("--model", tiny, "--recipe", path)
+    assert Recipe.from_dict(planned(*file)) == Recipe(**read_recipe(path))
+    assert planned(*file, "--alpha", "0.95")["alpha"] == 0.95  # the option's default, but given
+    changed = planned(*file, "--include", "cross_attn.*", "--exclude", "*to_q")
+    assert (changed["include"], changed["exclude"], changed["alpha"]) == (["cross_attn.*"], ["*to_q"], 0.25)
+
+
+def test_a_recipe_goes_out_of_a_bundle_and_in_again(tiny: Path, tmp_path: Path, tiny_float: Bundle) -> None:
+    (tmp_path / "r.toml").write_text(invoke("inspect", tiny_float.folder, "--recipe").stdout)
+    assert planned("--model", tiny, "--recipe", tmp_path / "r.toml") == tiny_float.manifest["recipe"]
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    """What only the file shows is a failure (1), what the command line shows a usage error (2)."""
+    path = tmp_path / "r.toml"
+    path.write_text("alpha = 2.0\n")
+    assert f"the recipe {path}: alpha 2.0 is outside 0..1" in error_of("build", "--recipe", path, code=1)
+    path.write_text("alpha = 0.5\n")
+    assert "alpha 3.0 is outside 0..1" in error_of("build", "--recipe", path, "--alpha", "3", code=2)
+    both = error_of("build", "--recipe", path, "--method", "no", "--bits", "no", code=2)
+    assert "unknown method 'no'" in both
+    assert "unknown bits 'no'" in both
+
+
+def test_the_options_defaults_are_the_recipes() -> None:
+    from dit_trt.tooling.cli.build import command
+
+    defaults = {option.name: option.default for option in command.params}
+    assert (defaults["method"], defaults["bits"], defaults["alpha"]) == (Recipe.method, Recipe.bits, Recipe.alpha)

@@ -1,0 +1,102 @@
+"""Shell completion: the command that prints the script, and what the other commands' options complete to.
+
+The script asks `dit-trt` itself at every Tab (click's protocol), so nothing here may import anything heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from .common import UsageError, dit_command, show
+
+SHELLS = ("bash", "zsh", "fish")
+PROGRAM, VARIABLE = "dit-trt", "_DIT_TRT_COMPLETE"
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+EPILOG = """\b
+Examples:
+  dit-trt completion bash >> ~/.bashrc          bash 4.4 or newer
+  dit-trt completion zsh >> ~/.zshrc            after the line with compinit
+  dit-trt completion fish > ~/.config/fish/completions/dit-trt.fish
+  eval "$(dit-trt completion bash)"             this shell only
+"""
+
+
+def _one_of(names: Callable[[], Iterable[str]]) -> Complete:
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
+def _methods() -> Iterable[str]:
+    from ..recipe import METHODS
+
+    return METHODS
+
+
+def _bits() -> Iterable[str]:
+    from ..recipe import BITS
+
+    return BITS
+
+
+def _backends() -> Iterable[str]:
+    from ...engines.base import BACKENDS
+
+    return ("auto", *BACKENDS)
+
+
+def _samplers() -> Iterable[str]:
+    from ...runtime.samplers import SAMPLERS
+
+    return SAMPLERS
+
+
+methods, bits_names, backends, samplers = map(_one_of, (_methods, _bits, _backends, _samplers))
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
+def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return folders(ctx, param, incomplete) + _one_of(lambda: ["demo"])(ctx, param, incomplete)
+
+
+def bundles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names in the home folder, and any folder. Manifests are not read: a broken bundle is the command's to name."""
+    from ...engines.bundle import MANIFEST, bundles_folder
+
+    found = sorted(manifest.parent.name for manifest in bundles_folder().glob(f"[!.]*/{MANIFEST}"))
+    return folders(ctx, param, incomplete) + _one_of(lambda: found)(ctx, param, incomplete)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("shell", required=False, metavar="[bash|zsh|fish]", shell_complete=_one_of(lambda: SHELLS))
+@dit_command
+def command(shell: str | None) -> dict:
+    """Print the shell completion script (default: of the shell in $SHELL).
+
+    Commands, options and their choices, and the names of bundles are completed.
+    """
+    from . import main
+
+    chosen = Path(os.environ.get("SHELL", "")).name if shell is None else shell
+    if chosen not in SHELLS:
+        fault = f"no completion for the shell {chosen!r}" if chosen else "$SHELL is not set: name the shell"
+        raise UsageError(f"{fault} (one of: {', '.join(SHELLS)})")
+    kind = get_completion_class(chosen)
+    assert kind is not None
+    script = kind(main, {}, PROGRAM, VARIABLE).source()
+    show(script.strip())
+    return {"shell": chosen, "script": script}

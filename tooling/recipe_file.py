@@ -1,0 +1,100 @@
+"""Recipes as TOML files: `read_recipe` takes one apart and tells every fault at once, `recipe_toml` writes one.
+
+    method = "sqs"
+    bits = "w8a8"
+    alpha = 0.95
+    include = ["*"]
+    exclude = ["ff.ff.2"]
+
+All keys are optional; what is left out is the default of `Recipe`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..engines.errors import UserError
+from .recipe import Recipe
+
+# key -> what it takes, in words
+KEYS = {
+    "method": "a string",
+    "bits": "a string",
+    "alpha": "a number",
+    "include": "a list of strings",
+    "exclude": "a list of strings",
+}
+assert list(KEYS) == [field.name for field in fields(Recipe)]
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every key on a line of its own; `read_recipe` gives back an equal one."""
+    return "".join(f"{key} = {_toml(getattr(recipe, key))}\n" for key in KEYS)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The values of a recipe file by field name of Recipe, only those it names.
+
+    Raises UserError for a file that cannot be read and, all in one line, for unknown keys, wrong types and values no
+    recipe may have.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"the recipe {path} is not a text file in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the recipe {path} is not valid TOML: {_one_line(error)}") from None
+    faults = [f"unknown key {key!r}{_hint(key)}" for key in values if key not in KEYS]
+    good: dict[str, Any] = {}
+    for key in KEYS.keys() & values.keys():
+        if _fits(values[key], KEYS[key]):
+            good[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
+        else:
+            faults.append(f"{key} takes {KEYS[key]}, not {_kind(values[key])}")
+    try:
+        Recipe(**good)
+    except UserError as error:
+        faults.append(str(error))
+    if faults:
+        raise UserError(f"the recipe {path}: {'; '.join(faults)}")
+    return good
+
+
+def _fits(value: object, what: str) -> bool:
+    if what == "a list of strings":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if what == "a number":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, str)
+
+
+def _kind(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", dict: "a table"}
+    if isinstance(value, list):
+        return "a list" if _fits(value, "a list of strings") else "a list of other things"
+    return names.get(type(value), "a date or time")
+
+
+def _hint(key: str) -> str:
+    near = get_close_matches(key.lower(), KEYS, n=1)
+    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(KEYS)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _toml(value: str | float | tuple[str, ...]) -> str:
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, which TOML wants escaped, too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
