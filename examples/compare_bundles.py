@@ -15,13 +15,14 @@ ALPHAS = (0.5, 0.95)  # the paper's, and this model's best
 
 
 def main(steps: int = 20) -> None:
+    settings = dit_trt.Settings(steps=steps)
     # Into folders of their own: in the home folder the FP32 one could become "the newest bundle" of `dit-trt run`.
     reference = dit_trt.build(dit_trt.Recipe("none"), output="bundles/fp32")
     results = {}
     for alpha in ALPHAS:
         built = dit_trt.build(dit_trt.Recipe("sqs", alpha=alpha), output=f"bundles/sqs-{alpha}")
         print(f"{built}: {built.int8_linears} of {built.linears} Linears in int8, {built.bundle.size_bytes / 1e6:.1f} MB")
-        results[alpha] = dit_trt.compare(built.bundle, reference.bundle, PROMPTS, dit_trt.Settings(steps=steps))
+        results[alpha] = dit_trt.compare(built.bundle, reference.bundle, PROMPTS, settings)
 
     print("step  " + "  ".join(f"alpha {alpha:<4g}" for alpha in ALPHAS))
     for step in range(steps):

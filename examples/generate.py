@@ -15,14 +15,15 @@ def main(prompts: list[str]) -> None:
     pipeline = dit_trt.Pipeline.open()  # the newest bundle; engines are compiled at first use and then stay
 
     def on_step(clip: int, step: int) -> None:  # step is -1 before the first one
-        print(f"\rclip {clip + 1} of {len(prompts)}, step {step + 1:3d} of {SETTINGS.steps}", end="", file=sys.stderr)
+        end = "\n" if step + 1 == SETTINGS.steps else ""
+        print(f"\rclip {clip + 1} of {len(prompts)}, step {step + 1} of {SETTINGS.steps}", end=end, file=sys.stderr)
 
     for clip in pipeline.generate(prompts, SETTINGS, seconds=2, on_step=on_step):
         # clip.audio is float32 [2, samples] in -1..1. Sound devices and encoders mostly take interleaved 16-bit PCM:
         pcm = (clip.audio.T * 32767).round().astype("<i2").tobytes()
         name = f"clip-{clip.seed}.wav"
         dit_trt.write_wav(name, clip.audio, clip.sample_rate)
-        print(f"\r{name}: {clip.prompt}, {len(pcm)} bytes of PCM at {clip.sample_rate} Hz")
+        print(f"{name}: {clip.prompt}, {len(pcm)} bytes of PCM at {clip.sample_rate} Hz")
 
 
 if __name__ == "__main__":
