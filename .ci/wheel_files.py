@@ -1,6 +1,6 @@
 """Does a wheel hold the package, all of it and nothing else? `python .ci/wheel_files.py WHEEL TREE`
 
-TREE is the clean copy the wheel was built from. What is shipped is said here by exclusion, and so not as pyproject.toml says it.
+TREE is a clean copy of what the wheel was built from. pyproject.toml lists what is shipped; here is said what is not.
 """
 
 import sys

@@ -21,7 +21,7 @@ def main(steps: int = 20) -> None:
     results = {}
     for alpha in ALPHAS:
         built = dit_trt.build(dit_trt.Recipe("sqs", alpha=alpha), output=f"bundles/sqs-{alpha}")
-        print(f"{built}: {built.int8_linears} of {built.linears} Linears in int8, {built.bundle.size_bytes / 1e6:.1f} MB")
+        print(f"{built}: {built.int8_linears} of {built.linears} in int8, {built.bundle.size_bytes / 1e6:.1f} MB")
         results[alpha] = dit_trt.compare(built.bundle, reference.bundle, PROMPTS, settings)
 
     print("step  " + "  ".join(f"alpha {alpha:<4g}" for alpha in ALPHAS))

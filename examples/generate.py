@@ -1,7 +1,7 @@
 """Sound in an app: open a bundle once, make clips, show how far it is, hand on the samples.
 
-    dit-trt build                                     # once; needs the build extra, what follows does not
-    python examples/generate.py "dog barking" "a rooster crows"
+dit-trt build                                     # once; needs the build extra, what follows does not
+python examples/generate.py "dog barking" "a rooster crows"
 """
 
 import sys

@@ -1,5 +1,4 @@
-"""A bundle and a prompt become sound: tokens, conditioning, the sampling loop, the decoder. numpy only.
-"""
+"""A bundle and a prompt become sound: tokens, conditioning, the sampling loop, the decoder. numpy only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The commands of README.md, taken from its text: the tests run them, and `.ci/run` (`python3 tests/readme.py WHICH`).
 
-WHICH is `try` (the one command that sets up and makes a dog bark), `tests` (the one that sets up and passes the tests) or
-`product` (the first screen's commands, one a line). Nothing but the standard library.
+WHICH is `try` (the one command that sets up and makes a dog bark), `tests` (the one that sets up and passes the tests)
+or `product` (the first screen's commands, one a line). Needs nothing but the standard library.
 """
 
 from __future__ import annotations

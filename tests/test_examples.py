@@ -84,8 +84,8 @@ def test_batch(newcomer):
 
 def test_compare_bundles(newcomer):
     lines = run("compare_bundles", 3).stdout.splitlines()
-    assert lines[0].startswith("bundles/sqs-0.5: 56 of 56 Linears in int8, ")
-    assert lines[1].startswith("bundles/sqs-0.95: 56 of 56 Linears in int8, ")
+    assert lines[0].startswith("bundles/sqs-0.5: 56 of 56 in int8, ")
+    assert lines[1].startswith("bundles/sqs-0.95: 56 of 56 in int8, ")
     assert lines[2].split() == ["step", "alpha", "0.5", "alpha", "0.95"]
     table = np.array([[float(cell) for cell in line.split()] for line in lines[3:6]])
     assert table[:, 0].tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""README.md keeps its word: every command line in it is run, here or by `.ci/run`, which takes it from README's text."""
+"""README.md keeps its word: every command line in it is run, here or by `.ci/run`, which takes it from its text."""
 
 import re
 import shlex
