@@ -42,6 +42,6 @@ if __name__ == "__main__":
     if not 3 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
     try:
-        main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+        main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
     except dit_trt.UserError as mistake:
         sys.exit(f"Error: {mistake}")

@@ -1,4 +1,4 @@
-"""docs/packages.md against pyproject.toml and the imports in the tree: a row for each dependency, a use for each row."""
+"""docs/packages.md, pyproject.toml and the imports in the tree agree: a row for each dependency, a use for each row."""
 
 import ast
 import re
