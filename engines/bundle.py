@@ -1,7 +1,7 @@
 """The engine bundle: a folder that holds all a prompt needs to become sound, and a manifest that says what it is.
 
     manifest.json      format, recipe, model and its licence, sizes, schedule, versions, bytes and sha256 of every file
-    text.onnx, conditioning.onnx, step.onnx, decoder.onnx, each with its .onnx.data
+    text.onnx, conditioning.onnx, step.onnx, decoder.onnx, and encoder.onnx where the model has one, each with its .data
     scales.safetensors what quantization decided: per Linear its activation scale and smoothing factor
     tokenizer.json
 
@@ -37,10 +37,18 @@ _BLANK = "0" * 64  # stands in the manifest's own `sha256` while that is compute
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def expanded(path: str) -> Path:
+    """A path as a user writes it, with `~` for a home folder. Raises UserError for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder; write the whole path") from None
+
+
 def home() -> Path:
     """`$DIT_TRT_HOME`, or the user's cache folder."""
     named = os.environ.get("DIT_TRT_HOME")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("dit-trt"))
+    return expanded(named) if named else Path(platformdirs.user_cache_dir("dit-trt"))
 
 
 def bundles_folder() -> Path:
@@ -114,7 +122,8 @@ def _read_manifest(folder: Path) -> dict:
     stamp = manifest.get("sha256")
     if not _is_sha256(stamp) or _own_sha256(raw.replace(stamp.encode(), _BLANK.encode(), 1)) != stamp:
         raise UserError(f"{path} is damaged (it does not match its own sha256); build the bundle again")
-    faults = [name for name, is_good in _FIELDS.items() if not is_good(_field(manifest, name))]
+    fields = _FIELDS | (_TILING if "encoder.onnx" in (manifest.get("files") or ()) else {})
+    faults = [name for name, is_good in fields.items() if not is_good(_field(manifest, name))]
     if faults:
         raise UserError(f"{path} lacks or misstates {', '.join(faults)}; build the bundle again")
     files = manifest["files"]
@@ -166,10 +175,27 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+def _is_pretransform(value: object) -> bool:
+    if not (isinstance(value, dict) and _is_text(value.get("type")) and isinstance(value.get("config"), dict)):
+        return False
+    needed = ("n_fft", "hop_length", "griffin_lim_iterations") if value["type"] == "mel_pca" else ()
+    return all(_is_size(value["config"].get(name)) for name in needed)
+
+
 def _are_files(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(entry, dict) and _is_count(entry.get("bytes")) and _is_sha256(entry.get("sha256"))
         for entry in value.values()
+    )
+
+
+def _are_layers(value: object) -> bool:
+    texts, counts = ("name", "kind", "graph", "bits"), ("in_features", "out_features", "float_bytes", "bytes")
+    return isinstance(value, list) and all(
+        isinstance(layer, dict)
+        and all(_is_text(layer.get(name)) for name in texts)
+        and all(_is_count(layer.get(name)) for name in counts)
+        for layer in value
     )
 
 
@@ -178,14 +204,16 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "backend": _is_text,
     "created": _is_text,
     "files": _are_files,
+    "layers": _are_layers,
+    "linears": _is_count,
+    "int8_linears": _is_count,
     "recipe.method": _is_text,
     "recipe.bits": _is_text,
     "model.name": _is_string,
     "model.source": _is_string,
     "model.digest": _is_sha256,
     "model.licence": _is_string,
-    "model.pretransform.type": _is_text,
-    "model.pretransform.config": lambda value: isinstance(value, dict),
+    "model.pretransform": _is_pretransform,
     **{
         f"sizes.{name}": _is_size
         for name in (
@@ -198,6 +226,8 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "schedule.seed": _is_count,
     **{f"schedule.{name}": _is_number for name in ("cfg", "sigma_min", "sigma_max")},
 }
+
+_TILING = {f"sizes.{name}": _is_size for name in ("tile_latents", "tile_overlap", "encoder_channels")}
 
 
 def check_target(target: Path) -> None:
@@ -233,14 +263,14 @@ def new_bundle(target: Path) -> Iterator[Path]:
             work.chmod(0o755)
             for file in work.iterdir():
                 file.chmod(0o644)  # some writers make private files; a bundle is to be shared
-                _flush(file)
-            _flush(work)
+                flush(file)
+            flush(work)
             with locked(target.parent):
                 if not (target.exists() and _exchange(work, target)):
                     if target.exists():
                         target.rename(old)
                     work.rename(target)
-            _flush(target.parent)
+            flush(target.parent)
         except BaseException:
             if old.exists() and not target.exists():
                 old.rename(target)
@@ -251,7 +281,7 @@ def new_bundle(target: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Let what was written reach the disk before it is relied on: a rename may overtake its data in a power cut."""
     if path.is_dir() and os.name != "posix":
         return
@@ -369,7 +399,7 @@ def find_bundle(name: str | None, quantized: bool = False) -> Bundle:
     without a word.
     """
     if name is not None:
-        for folder in (Path(name).expanduser(), bundles_folder() / name):
+        for folder in (expanded(name), bundles_folder() / name):
             if folder.is_dir():
                 return Bundle(folder.absolute())
         known = ", ".join(bundle.folder.name for bundle in list_bundles()[:5])

@@ -1,9 +1,9 @@
-"""The model becomes four graphs without weights: text, conditioning, step and decoder.
+"""The model becomes graphs without weights: text, conditioning, step, decoder, and encoder where it has one.
 
 The cut follows what changes when: `text` and `conditioning` run once a prompt, `step` at every sampling step,
-`decoder` once a clip. Modules are exported on meta tensors with their weights as inputs, so that exporting needs no
-memory, nothing is folded into or shared between weights, and the graph names them as the checkpoint does. `write_graph`
-puts weights in when it writes one; which weights, float or quantized, is not decided here.
+`decoder` and `encoder` once a clip. Modules are exported on meta tensors with their weights as inputs, so that
+exporting needs no memory, nothing is folded into or shared between weights, and the graph names them as the checkpoint
+does. `write_graph` puts weights in when it writes one; which weights, float or quantized, is not decided here.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from pathlib import Path
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from ..engines.bundle import locked
+from ..engines.bundle import flush, locked
+from ..engines.errors import UserError
 from .conditioners import MultiConditioner
 from .dit import DiffusionTransformer, DiTConfig, split_fused
 from .linears import DIT_PREFIX
-from .pretransforms import decoder_from_config
+from .oobleck import EncoderGraph, OobleckConfig
+from .pretransforms import decoder_from_config, encoder_from_config, has_encoder
 
 OPSET = 20
-GRAPHS = ("text", "conditioning", "step", "decoder")
 GRAPH_FORMAT = 1  # raised when a change here changes the graphs: cached ones are then exported anew
 
 
@@ -112,6 +114,16 @@ class ModelSizes:
         self.downsampling_ratio = int(pretransform["downsampling_ratio"])
         self.max_latents = int(model_config["sample_size"]) // self.downsampling_ratio
         self.sample_rate = int(model_config["sample_rate"])
+        for name in ("prompt_tokens", "downsampling_ratio", "max_latents", "sample_rate"):
+            if not 0 < getattr(self, name) < 2**20:
+                raise ValueError(f"{name} {getattr(self, name)}, which must be in 1..{2**20 - 1}")
+        self.tiling: dict[str, int] = {}
+        if model_config["model"]["pretransform"]["type"] == "autoencoder":
+            autoencoder = OobleckConfig.from_pretransform(model_config["model"]["pretransform"])
+            if autoencoder.latent_dim != self.dit.io_channels:
+                sizes = f"latent_dim {autoencoder.latent_dim}, the DiT io_channels {self.dit.io_channels}"
+                raise UserError(f"the autoencoder has {sizes}: they must be equal")
+            self.tiling = autoencoder.tiling(self.max_latents)
 
 
 def context_names(depth: int) -> list[str]:
@@ -119,7 +131,7 @@ def context_names(depth: int) -> list[str]:
 
 
 def export_topologies(model_config: Mapping, cache: Path) -> dict[str, onnx.ModelProto]:
-    """All four graphs of a model, weightless: every weight is a graph input of its checkpoint name.
+    """All graphs of a model (see `graph_names`), weightless: every weight is a graph input of its checkpoint name.
 
     They depend on the configuration alone and are kept in `cache`, keyed by it.
     """
@@ -130,15 +142,21 @@ def export_topologies(model_config: Mapping, cache: Path) -> dict[str, onnx.Mode
 
 
 def _load_or_export(model_config: Mapping, folder: Path) -> dict[str, onnx.ModelProto]:
-    if all((folder / f"{name}.onnx").is_file() for name in GRAPHS):
-        return {name: onnx.load(folder / f"{name}.onnx") for name in GRAPHS}
+    with contextlib.suppress(FileNotFoundError, DecodeError):  # not there, or damaged: exported again
+        cached = {name: onnx.load(folder / f"{name}.onnx") for name in graph_names(model_config)}
+        if all(model.graph.name for model in cached.values()):
+            return cached
     folder.mkdir(parents=True, exist_ok=True)
     topologies = {}
-    for name, export in _EXPORTS.items():
-        topologies[name] = export(model_config)
+    for name in graph_names(model_config):
+        topologies[name] = _EXPORTS[name](model_config)
         part = folder / f"{name}.onnx.part"
-        onnx.save_model(topologies[name], part)
-        part.rename(folder / f"{name}.onnx")
+        try:
+            onnx.save_model(topologies[name], part)
+            flush(part)
+            part.rename(folder / f"{name}.onnx")
+        finally:
+            part.unlink(missing_ok=True)
     return topologies
 
 
@@ -187,18 +205,33 @@ def _decoder(model_config: Mapping) -> onnx.ModelProto:
     return _export(_Named(decoder), args, ["latents"], [str(decoder.output_name)], ({0: batch, 2: latents},))
 
 
+def _encoder(model_config: Mapping) -> onnx.ModelProto:
+    sizes = ModelSizes(model_config)
+    ratio = sizes.downsampling_ratio
+    with torch.device("meta"):
+        encoder, outputs = encoder_from_config(model_config), list(EncoderGraph.output_names)
+        args = (torch.zeros(2, sizes.tiling["encoder_channels"], 7 * ratio),)
+    batch, latents = torch.export.Dim("batch"), torch.export.Dim("latents")
+    return _export(_Named(encoder), args, ["audio"], outputs, ({0: batch, 2: ratio * latents},))
+
+
 class _Named(nn.Module):
-    """Gives the decoder's weights their checkpoint prefix."""
+    """Gives the weights of a decoder or encoder their checkpoint prefix."""
 
-    def __init__(self, decoder: nn.Module):
+    def __init__(self, pretransform: nn.Module):
         super().__init__()
-        self.pretransform = decoder
+        self.pretransform = pretransform
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.pretransform(latents)
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.pretransform(x)
 
 
-_EXPORTS = {"text": _text, "conditioning": _conditioning, "step": _step, "decoder": _decoder}
+_EXPORTS = {"text": _text, "conditioning": _conditioning, "step": _step, "decoder": _decoder, "encoder": _encoder}
+
+
+def graph_names(model_config: Mapping) -> list[str]:
+    """The graphs of a model: all, but for the encoder where its pretransform has none."""
+    return [name for name in _EXPORTS if name != "encoder" or has_encoder(model_config)]
 
 
 class _Functional(nn.Module):

@@ -1,4 +1,4 @@
-"""Which float weights each of the four graphs will hold, by name and shape, without exporting or reading any.
+"""Which float weights each graph will hold, by name and shape, without exporting or reading any.
 
 The modules that float_graphs exports are made on the meta device; their parameters and buffers are the graphs' weights.
 Where the cut between the conditioning and the step graph runs is said once more here; a test compares with real files.
@@ -12,9 +12,9 @@ import torch
 
 from .conditioners import MultiConditioner
 from .dit import DiffusionTransformer, split_fused
-from .float_graphs import GRAPHS, ModelSizes
+from .float_graphs import ModelSizes, graph_names
 from .linears import DIT_PREFIX
-from .pretransforms import decoder_from_config
+from .pretransforms import decoder_from_config, encoder_from_config, has_encoder
 
 # Parts of the DiT's names that run once a prompt; all others run at every step.
 _ONCE = ("to_cond_embed.", "to_global_embed.", "to_timestep_embed.", "timestep_features.", ".cross_attn.to_kv.")
@@ -28,8 +28,9 @@ def graph_weights(model_config: Mapping) -> dict[str, dict[str, Shape]]:
     with torch.device("meta"):
         dit = DiffusionTransformer(sizes.dit)
         conditioner, decoder = MultiConditioner(model_config), decoder_from_config(model_config)
+        encoder = encoder_from_config(model_config) if has_encoder(model_config) else None
     split_fused(dit)
-    found: dict[str, dict[str, Shape]] = {graph: {} for graph in GRAPHS}
+    found: dict[str, dict[str, Shape]] = {graph: {} for graph in graph_names(model_config)}
     for name, shape in _shapes(dit, DIT_PREFIX).items():
         if not name.endswith(".inv_freq"):
             found["conditioning" if any(part in name for part in _ONCE) else "step"][name] = shape
@@ -38,6 +39,8 @@ def graph_weights(model_config: Mapping) -> dict[str, dict[str, Shape]]:
     for name, shape in _shapes(conditioner, "conditioner.").items():
         found["text" if name.startswith("conditioner.conditioners.prompt.") else "conditioning"][name] = shape
     found["decoder"] = _shapes(decoder, "pretransform.")
+    if encoder is not None:
+        found["encoder"] = _shapes(encoder, "pretransform.")
     return found
 
 

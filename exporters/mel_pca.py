@@ -34,7 +34,13 @@ class MelPcaDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping) -> MelPcaDecoder:
-        """`model.pretransform.config` of a model_config.json -> a decoder of zero buffers, to be loaded."""
+        """`model.pretransform.config` of a model_config.json -> a decoder of zero buffers, to be loaded.
+
+        Raises KeyError or ValueError for a size it needs, here or when the sound is made.
+        """
+        for name in ("latent_dim", "n_fft", "n_mels", "frames_per_latent", "hop_length", "griffin_lim_iterations"):
+            if type(config[name]) is not int or not 0 < config[name] < 2**20:
+                raise ValueError(f"{name} {config[name]!r} (a positive integer)")
         return cls(config["latent_dim"], config["n_fft"], config["n_mels"], config["frames_per_latent"])
 
     def forward(self, latents: Tensor) -> Tensor:

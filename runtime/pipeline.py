@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from .denoiser import Conditioning, GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
 from .samplers import SAMPLERS
 from .schedule import polyexponential_sigmas, sigma_to_t
+from .tiles import decode_tiles, encode_tiles
 from .tokens import PromptTokenizer
 from .wav import finish
 
@@ -25,6 +27,7 @@ Float = NDArray[np.float32]
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
 TIME_ROWS = 128  # the conditioning graph embeds so many timesteps at once: one engine for every --steps up to it
+MAX_SIGMA = 1e6  # what lies above would only leave float32
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Settings:
             faults.append(f"cfg {self.cfg_scale} is outside 0..100")
         if not 0 <= self.seed <= MAX_SEED:
             faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        if not 0 < self.sigma_min < self.sigma_max < float("inf"):
-            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max")
+        if not 0 < self.sigma_min < self.sigma_max <= MAX_SIGMA:
+            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max <= 1e6")
         if faults:
             raise UserError("; ".join(faults))
 
@@ -144,16 +147,11 @@ class Pipeline:
         """
         settings = settings or Settings()
         seconds = self.check_seconds(seconds)
-        if num_variations < 1:
-            raise UserError(f"num_variations {num_variations} must be 1 or more")
-        if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
-            raise UserError(f"seed {settings.seed} leaves no seeds for all clips")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+        check_clips(prompts, settings, num_variations, negative_prompt)
         index = 0
         for prompt in prompts:
-            conditioning = self.condition(prompt, settings, seconds, negative_prompt)
+            with self._fitting():
+                conditioning = self.condition(prompt, settings, seconds, negative_prompt)
             for _ in range(num_variations):
                 one = replace(settings, seed=settings.seed + index)
                 times: list[float] = []
@@ -162,11 +160,22 @@ class Pipeline:
                     times.append(time.perf_counter())
                     on_step(clip, step)
 
-                latents = self.sample(conditioning, one, stepped)
-                audio = finish(self.decode(latents), round(seconds * self.sample_rate))
+                with self._fitting():
+                    latents = self.sample(conditioning, one, stepped)
+                    audio = finish(self.decode(latents), round(seconds * self.sample_rate))
                 elapsed = tuple(np.diff(times).tolist())
                 yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
                 index += 1
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """All arguments were checked: what an engine still refuses is a size the manifest misstates."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
+            ) from error
 
     def check_seconds(self, seconds: float | None) -> float:
         """The length to make: by default 10 s or the model's longest."""
@@ -225,9 +234,10 @@ class Pipeline:
 
     def decode(self, latents: Float) -> Float:
         """latents [channels, latents] -> audio float32 [1 or 2, samples], not yet normalised."""
-        outputs = self.engine("decoder").run({"latents": latents[None]})
-        if "audio" in outputs:
-            return outputs["audio"][0]
+        engine = self.engine("decoder")
+        if "audio" in engine.outputs:
+            return decode_tiles(lambda part: engine.run({"latents": part[None]})["audio"][0], latents, *self._tiling())
+        outputs = engine.run({"latents": latents[None]})
         config = self.bundle.manifest["model"]["pretransform"]["config"]
         audio = griffin_lim(
             outputs["magnitude"][0],
@@ -236,6 +246,34 @@ class Pipeline:
             config["griffin_lim_iterations"],
         )
         return audio[None]
+
+    def encode(self, audio: Float) -> tuple[Float, Float]:
+        """audio float32 [channels, n] in -1..1 at `sample_rate` -> mean, stdev of its latents, [channels, latents].
+
+        There are ceil(n / downsampling_ratio) latents, those of the audio followed by silence. Raises UserError when
+        the model has no encoder, and for other channels or a longer sound than the model's.
+        """
+        if "tile_latents" not in self.sizes:
+            raise UserError(f"the model {self.bundle.manifest['model']['name']} has no encoder: it cannot take audio")
+        tile, overlap, ratio = self._tiling()
+        channels, samples = self.sizes["encoder_channels"], audio.shape[1]
+        if audio.shape[0] != channels or not 1 <= samples <= self.sizes["max_latents"] * ratio:
+            most = f"{channels} channels and at most {self.max_seconds:.2f} s"
+            raise UserError(f"the model takes audio of {most}, not {audio.shape[0]} channels of {samples} samples")
+        latents = -(-samples // ratio)
+        padded = np.pad(audio, ((0, 0), (0, max(latents, tile) * ratio - samples)))
+        engine = self.engine("encoder")
+
+        def encode(part: Float) -> tuple[Float, ...]:
+            outputs = engine.run({"audio": part[None]})
+            return outputs["mean"][0], outputs["stdev"][0]
+
+        mean, stdev = encode_tiles(encode, padded, tile, overlap, ratio)
+        return mean[:, :latents], stdev[:, :latents]
+
+    def _tiling(self) -> tuple[int, int, int]:
+        """tile and overlap in latents, samples a latent"""
+        return self.sizes["tile_latents"], self.sizes["tile_overlap"], self.sizes["downsampling_ratio"]
 
     def engine(self, graph: str, steps: int = 0) -> Engine:
         """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's rows of t)."""
@@ -260,13 +298,30 @@ class Pipeline:
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
 
 
+def check_clips(
+    prompts: Sequence[str], settings: Settings, num_variations: int = 1, negative_prompt: str | None = None
+) -> None:
+    """Raises UserError for what no model could make clips of."""
+    if num_variations < 1:
+        raise UserError(f"num_variations {num_variations} must be 1 or more")
+    if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
+        raise UserError(f"seed {settings.seed} leaves no seeds for all clips; give a smaller one")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
+    for text in (*prompts, negative_prompt or ""):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of argv that are not UTF-8 become these
+            raise UserError(f"the prompt {text[:40]!r} is not UTF-8 text; set your terminal to UTF-8")
+
+
 def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Input shapes of every graph for one clip: the CFG pair is the batch of 2."""
+    """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile."""
     s = sizes
     key = (2, s["num_heads"], s["context_tokens"], s["dim_heads"])
     context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
     latents = s["max_latents"]
-    return {
+    tile = s.get("tile_latents")
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
         "conditioning": {
             "prompt_embeds": (2, s["prompt_tokens"], s["cond_dim"]),
@@ -281,5 +336,8 @@ def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dic
             "time_embed": (s["embed_dim"],),
             **context,
         },
-        "decoder": {"latents": (1, s["io_channels"], latents)},
+        "decoder": {"latents": (1, s["io_channels"], tile or latents)},
     }
+    if tile:
+        shapes["encoder"] = {"audio": (1, s["encoder_channels"], tile * s["downsampling_ratio"])}
+    return shapes

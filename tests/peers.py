@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.machinery
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
+import torch
 
 INSTALL = {
     "stable_audio_tools": "pip install --no-deps stable-audio-tools==0.0.19; pip install einops einops-exts",
     "k_diffusion": "pip install --no-deps k-diffusion==0.1.1.post1; pip install pillow tqdm",
     "diffusers": "pip install diffusers",
 }
+
+# What stable-audio-tools imports at module level and our tests do not call.
+_NOT_CALLED = ("torchaudio.transforms.Resample", "alias_free_torch.Activation1d", "k_diffusion")
 
 
 def require(name: str, load: Callable[[str], ModuleType] = importlib.import_module) -> ModuleType:
@@ -53,6 +59,40 @@ def _import_k_diffusion(name: str) -> ModuleType:
     with _stand_ins("torchvision.transforms.functional", "torchdiffeq.odeint", "torchsde", "scipy.integrate"):
         sys.modules["k_diffusion"] = package
         return importlib.import_module(name)
+
+
+def stable_audio_tools(name: str) -> ModuleType:
+    """`stable_audio_tools.<name>`, also where it imports torchaudio and others that it does not call here."""
+    return require(f"stable_audio_tools.{name}", _import_stable_audio_tools)
+
+
+def _import_stable_audio_tools(name: str) -> ModuleType:
+    with _stand_ins(*_NOT_CALLED):
+        return importlib.import_module(name)
+
+
+def oobleck(pretransform: dict, seed: int = 0) -> torch.nn.Module:
+    """stable-audio-tools' own autoencoder of a `model.pretransform`, random weights everywhere.
+
+    Its `encode` (which draws from torch's global generator) and `decode` are what its diffusion models call.
+    """
+    factory = stable_audio_tools("models.factory")
+    with _stand_ins(*_NOT_CALLED), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its weight norm is torch's old one
+        module = factory.create_pretransform_from_config(copy.deepcopy(pretransform), 8000)
+    return randomize_autoencoder(module.eval(), seed)
+
+
+def randomize_autoencoder(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            random = torch.randn(value.shape, generator=generator)
+            if name.endswith(("weight_g", "original0")):  # neither dying out nor so loud that snakes become chaotic
+                value.copy_(0.5 + 0.2 * random.abs())
+            else:
+                value.copy_(random if "weight" in name else 0.3 * random)
+    return module
 
 
 @contextmanager

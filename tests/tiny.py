@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -69,6 +70,36 @@ CONFIG = {
     },
 }
 
+OOBLECK_LATENTS = 72  # three tiles
+OOBLECK_HALF = {"channels": 4, "c_mults": [1, 3], "strides": [16, 16], "use_snake": True}
+OOBLECK = {  # `model.pretransform` as Stable Audio Open has it, in small
+    "type": "autoencoder",
+    "iterate_batch": True,
+    "config": {
+        "encoder": {
+            "type": "oobleck",
+            "requires_grad": False,
+            "config": {"in_channels": 2, "latent_dim": 32, **OOBLECK_HALF},
+        },
+        "decoder": {
+            "type": "oobleck",
+            "config": {"out_channels": 2, "latent_dim": 16, "final_tanh": False, **OOBLECK_HALF},
+        },
+        "bottleneck": {"type": "vae"},
+        "latent_dim": 16,
+        "downsampling_ratio": 256,
+        "io_channels": 2,
+    },
+}
+
+
+def oobleck_config() -> dict:
+    """The tiny model with an Oobleck autoencoder in place of the demo's decoder, and longer."""
+    config: dict = copy.deepcopy(CONFIG)
+    config["sample_size"] = OOBLECK_LATENTS * 256
+    config["model"]["pretransform"] = copy.deepcopy(OOBLECK)
+    return config
+
 
 class Tiny(torch.nn.Module):
     """The torch modules of one checkpoint under its key names, for tests that need an independent float model."""
@@ -113,9 +144,20 @@ def random_model(seed: int = 0) -> Tiny:
 
 
 def write_checkpoint(folder: Path, model: Tiny | None = None) -> Path:
+    return _write(folder, CONFIG, (model or random_model()).state_dict())
+
+
+def write_oobleck_checkpoint(folder: Path, autoencoder: torch.nn.Module) -> Path:
+    """autoencoder: stable-audio-tools' pretransform of `OOBLECK`; its weights are g and v of its weight norm."""
+    state = {name: value for name, value in random_model().state_dict().items() if not name.startswith("pretransform.")}
+    state |= {f"pretransform.{name}": value for name, value in autoencoder.state_dict().items()}
+    return _write(folder, oobleck_config(), state)
+
+
+def _write(folder: Path, config: dict, state: dict[str, torch.Tensor]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model_config.json").write_text(json.dumps(CONFIG))
-    save_file((model or random_model()).state_dict(), folder / "model.safetensors")
+    (folder / "model_config.json").write_text(json.dumps(config))
+    save_file(state, folder / "model.safetensors")
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))

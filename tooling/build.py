@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from ..engines.base import BACKENDS, INT8, Dialect, open_engine
 from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_manifest
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
-from ..exporters.float_graphs import GRAPHS, export_topologies
+from ..exporters.float_graphs import export_topologies
 from ..exporters.linears import Linear
 from ..exporters.lint import lint
 from ..exporters.qdq import QuantizedLinear, write_graph
 from ..runtime.pipeline import Settings, graph_shapes
+from .layers import layers
 from .quantizers import quantize_weight
 from .recipe import Recipe
 from .smoothing import Smoothing, activation_scale, fold
@@ -104,12 +105,11 @@ def write_graphs(
     say: Say = lambda message: None,
     dialect: Dialect = INT8,
 ) -> None:
-    """Write the four graphs with float, folded or quantized weights into `folder`, and lint them."""
+    """Write the graphs with float, folded or quantized weights into `folder`, and lint them."""
     weights = folded_weights(checkpoint, smoothing or Smoothing())
-    topologies = export_topologies(checkpoint.config, home() / "graphs")
-    for name in GRAPHS:
+    for name, topology in export_topologies(checkpoint.config, home() / "graphs").items():
         say(f"writing {name}.onnx")
-        write_graph(topologies[name], folder / f"{name}.onnx", weights, quantized, dialect)
+        write_graph(topology, folder / f"{name}.onnx", weights, quantized, dialect)
         lint(folder / f"{name}.onnx", dialect)
 
 
@@ -127,6 +127,7 @@ def bundle_sizes(checkpoint: Checkpoint) -> dict[str, int]:
         "max_latents": sizes.max_latents,
         "downsampling_ratio": sizes.downsampling_ratio,
         "sample_rate": sizes.sample_rate,
+        **sizes.tiling,
     }
 
 
@@ -165,8 +166,7 @@ def build_bundle(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
                 "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
             )
-        int8_linears = len(chosen) - len(lost)
-        write_manifest(folder, _manifest(checkpoint, recipe, backend, len(chosen), int8_linears, calibration))
+        write_manifest(folder, _manifest(checkpoint, recipe, backend, chosen, lost, calibration))
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
@@ -199,16 +199,26 @@ def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> d
 
 
 def _manifest(
-    checkpoint: Checkpoint, recipe: Recipe, backend: str, linears: int, int8_linears: int, calibration: dict | None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    backend: str,
+    chosen: Sequence[Linear],
+    lost: Sequence[str],
+    calibration: dict | None,
 ) -> dict:
+    in_int8 = {linear.name for linear in chosen} - set(lost)
     settings = Settings()
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
         "backend": backend,
         "recipe": recipe.to_dict(),
         "calibration": calibration,
-        "linears": linears,
-        "int8_linears": int8_linears,
+        "linears": len(chosen),
+        "int8_linears": len(in_int8),
+        "layers": [
+            {**asdict(layer), "int8": layer.name in in_int8}
+            for layer in layers(checkpoint.linears, chosen, recipe.bits)
+        ],
         "model": {
             "name": checkpoint.name,
             "source": checkpoint.source,

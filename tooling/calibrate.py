@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ..engines.base import Engine, open_engine
-from ..engines.bundle import Bundle, home, locked
+from ..engines.bundle import Bundle, flush, home, locked
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT, export_topologies
 from ..exporters.qdq import write_graph
@@ -112,11 +112,14 @@ def _tapped_graphs(checkpoint: Checkpoint, folder: Path) -> Path:
         return folder
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     topologies = export_topologies(checkpoint.config, home() / "graphs")
-    for name in ("conditioning", "step"):
-        write_graph(add_taps(topologies[name], checkpoint.linears), part / f"{name}.onnx", checkpoint.tensor)
-    part.rename(folder)
+    part.mkdir()
+    try:
+        for name in ("conditioning", "step"):
+            write_graph(add_taps(topologies[name], checkpoint.linears), part / f"{name}.onnx", checkpoint.tensor)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -167,5 +170,9 @@ def _save_table(plan: Plan, journal: Journal, checkpoint: Checkpoint) -> None:
         "settings": json.dumps(asdict(plan.settings)),
     }
     part = plan.table.with_suffix(".part")
-    save_file(tensors, part, metadata)
-    part.rename(plan.table)
+    try:
+        save_file(tensors, part, metadata)
+        flush(part)
+        part.rename(plan.table)
+    finally:
+        part.unlink(missing_ok=True)

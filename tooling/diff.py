@@ -215,7 +215,12 @@ def _polygraphy_commands(
             "time_embed": conditioning.time_embed[step],
             **conditioning.constants,
         }
-        save_json([OrderedDict(feed)], str(folder / f"{name}_inputs.json"))
+        file = folder / f"{name}_inputs.json"
+        try:
+            save_json([OrderedDict(feed)], str(file))
+        except OSError:  # a full disk: half a file helps nobody
+            file.unlink(missing_ok=True)
+            raise
     run = "polygraphy run {graph} --onnxrt --load-inputs {inputs} {rest}"
     outputs = shlex.quote(str(folder / "reference_outputs.json"))
 

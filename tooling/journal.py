@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.bundle import flush
 from ..exporters.linears import Linear
 
 Float = NDArray[np.float32]
@@ -85,7 +86,7 @@ class Journal:
 
     def record(self, graph: str, taps: Mapping[str, Float], outputs: Mapping[str, Float]) -> None:
         if graph == "step":
-            _savez(self._file(self._step), velocity=outputs["velocity"], **taps)
+            _savez(self._file(self._step), False, velocity=outputs["velocity"], **taps)
         self._merge(graph, taps)
         self._step += graph == "step"
 
@@ -104,7 +105,7 @@ class Journal:
 
     def finish(self, prompt: int) -> None:
         """All steps of a prompt are in: keep the merged tables, forget the steps."""
-        _savez(self._folder / "merged.npz", prompts=np.array(prompt + 1), **self.tables)
+        _savez(self._folder / "merged.npz", True, prompts=np.array(prompt + 1), **self.tables)
         for step in range(self._steps):
             self._file(step).unlink(missing_ok=True)
 
@@ -154,11 +155,17 @@ def _slots(prompts: int, steps: int, n: int, sizes: Mapping[str, int]) -> _Slots
     )
 
 
-def _savez(path: Path, **arrays: NDArray) -> None:
+def _savez(path: Path, flushed: bool, **arrays: NDArray) -> None:
+    """Written whole; `flushed` also for a power cut, where what it replaces is the only other copy."""
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    part.rename(path)
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        if flushed:
+            flush(part)
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _load_npz(path: Path) -> dict[str, NDArray] | None:

@@ -18,11 +18,11 @@ from safetensors.numpy import save
 from ..engines.base import choose_backend
 from ..engines.bundle import bundles_folder, check_target
 from ..exporters.checkpoint import Checkpoint
-from ..exporters.float_graphs import GRAPHS
 from ..exporters.graph_weights import graph_weights
 from ..exporters.linears import Linear
 from ..exporters.qdq import ALIGNMENT, INLINE
 from .build import bundle_name
+from .layers import Layer, layers, packed
 from .recipe import Recipe
 from .tables import load_absmax, table_facts
 from .workflow import CalibrationOptions, table_at_hand
@@ -34,23 +34,7 @@ _STRUCTURE = {
     "step": (1600, 8050, 945),
     "decoder": (2150, 0, 0),
 }
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One Linear and what its weight costs, in bytes: as fp32, and in this recipe (integers, scales, zero points).
-
-    Biases and activation scales (5 bytes a Linear) are not in it; padding in the file is not either.
-    """
-
-    name: str
-    kind: str
-    graph: str
-    in_features: int
-    out_features: int
-    bits: str
-    float_bytes: int
-    bytes: int
+_AUTOENCODER_STRUCTURE = 430  # of an autoencoder's graphs, for every weight (measured)
 
 
 @dataclass(frozen=True)
@@ -105,26 +89,13 @@ def plan_build(
     return BuildPlan(
         recipe,
         backend,
-        [_layer(linear, recipe.bits if linear in chosen else "fp32") for linear in checkpoint.linears],
+        layers(checkpoint.linears, chosen, recipe.bits),
         parts,
         data_files,
         sum(_sizes(checkpoint, [])[0].values()),
         table,
         output,
     )
-
-
-def _layer(linear: Linear, bits: str) -> Layer:
-    float_bytes = sum(4 * linear.in_features * rows for rows in linear.parts.values())
-    stored = float_bytes if bits == "fp32" else sum(sum(packed(linear.in_features, r)) for r in linear.parts.values())
-    return Layer(
-        linear.name, linear.kind, linear.graph, linear.in_features, linear.out_features, bits, float_bytes, stored
-    )
-
-
-def packed(in_features: int, out_features: int) -> tuple[int, int, int]:
-    """Bytes of one W8A8 MatMul: int8 weight [in, out], fp32 scale [out], int8 zero point [out] (see exporters/qdq)."""
-    return in_features * out_features, 4 * out_features, out_features
 
 
 def _sizes(checkpoint: Checkpoint, chosen: Sequence[Linear]) -> tuple[dict[str, int], dict[str, int]]:
@@ -136,13 +107,15 @@ def _sizes(checkpoint: Checkpoint, chosen: Sequence[Linear]) -> tuple[dict[str, 
         for name, shape in weights.items():
             tensors += packed(shape[1], shape[0]) if name in quantized else [4 * math.prod(shape)]
         integer = sum(name in quantized for name in weights)
-        fixed, per_block, per_matmul = _STRUCTURE[graph]
-        structure = fixed + per_block * checkpoint.sizes.dit.depth + per_matmul * integer
+        if graph in ("encoder", "decoder") and checkpoint.sizes.tiling:
+            structure = _AUTOENCODER_STRUCTURE * len(weights)
+        else:
+            fixed, per_block, per_matmul = _STRUCTURE[graph]
+            structure = fixed + per_block * checkpoint.sizes.dit.depth + per_matmul * integer
         data_files[graph] = sum(ALIGNMENT * math.ceil(size / ALIGNMENT) for size in tensors if size >= INLINE)
         parts[graph] = data_files[graph] + sum(size for size in tensors if size < INLINE) + structure
     parts["scales"] = _scales_bytes(chosen)
     parts["tokenizer"] = checkpoint.tokenizer_file.stat().st_size
-    assert set(data_files) == set(GRAPHS)
     return parts, data_files
 
 

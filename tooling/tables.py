@@ -24,34 +24,44 @@ def load_absmax(path: Path, checkpoint: Checkpoint) -> dict[str, Float]:
 
     Raises UserError when it is unreadable or belongs to another checkpoint.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-    except (OSError, ValueError, Exception) as error:
-        raise UserError(f"the calibration table {path} cannot be read ({error}); use --recalibrate") from None
+    metadata, tensors = _read(path)
     if metadata.get("checkpoint") != checkpoint.digest:
         raise UserError(f"the calibration table {path} belongs to another checkpoint; use --recalibrate")
+    widths = {linear.name: linear.in_features for linear in checkpoint.linears}
     absmax = {}
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        if kind == "absmax":
-            steps = json.loads(metadata["settings"])["steps"] if len(value) > 1 else 1
-            absmax[name] = np.repeat(value.astype(np.float32), SLIM_STEPS, axis=0)[:steps]
-        elif kind == "max":
-            absmax[name] = np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"]))
+    try:
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "absmax":
+                steps = json.loads(metadata["settings"])["steps"] if len(value) > 1 else 1
+                absmax[name] = np.repeat(value.astype(np.float32), SLIM_STEPS, axis=0)[:steps]
+            elif kind == "max":
+                absmax[name] = np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"]))
+            else:
+                continue
+            if absmax[name].shape[1:] != (widths[name],) or not np.isfinite(absmax[name]).all():
+                raise ValueError(f"{key} of shape {value.shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the calibration table {path} is damaged ({error}); use --recalibrate") from None
     return absmax
 
 
 def table_facts(path: Path) -> dict:
-    """Where a table comes from, for the manifest: prompts, settings and its sha256."""
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata()
-    return {
-        "prompts": json.loads(metadata["prompts"]),
-        "settings": json.loads(metadata["settings"]),
-        "sha256": sha256(path),
-    }
+    """Where a table comes from, for the manifest: prompts, settings and its sha256. Raises UserError as load_absmax."""
+    metadata, _ = _read(path)
+    try:
+        facts = {name: json.loads(metadata[name]) for name in ("prompts", "settings")}
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the calibration table {path} is damaged ({error}); use --recalibrate") from None
+    return {**facts, "sha256": sha256(path)}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}, load_file(path)
+    except Exception as error:  # what safetensors raises for a damaged file is its own, numpy's or the system's
+        raise UserError(f"the calibration table {path} cannot be read ({error}); use --recalibrate") from None
 
 
 def shipped_table(checkpoint: Checkpoint) -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
 from ..engines.base import choose_backend
-from ..engines.bundle import Bundle, check_target, home, locked
+from ..engines.bundle import Bundle, check_target, expanded, home, locked
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT
@@ -52,7 +52,7 @@ class CalibrationOptions:
     def chosen(self) -> list[str]:
         if self.num_prompts < 1:
             raise UserError(f"--num-prompts {self.num_prompts} must be 1 or more")
-        prompts = default_prompts() if self.prompts is None else read_prompts(Path(self.prompts).expanduser())
+        prompts = default_prompts() if self.prompts is None else read_prompts(expanded(self.prompts))
         return choose_prompts(prompts, self.num_prompts, self.prompt_seed)
 
     def plan(self, checkpoint: Checkpoint) -> Plan:

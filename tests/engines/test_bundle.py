@@ -1,6 +1,5 @@
 """The bundle on disk: whole or absent, checked when opened, found by folder, by name or by age."""
 
-import hashlib
 import json
 import os
 import random
@@ -11,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from manifests import stamped
 
 from dit_trt.engines.bundle import (
     FORMAT,
@@ -32,15 +32,22 @@ SIZES = (
     *("io_channels", "embed_dim", "depth", "num_heads", "dim_heads", "cond_dim"),
     *("prompt_tokens", "context_tokens", "max_latents", "downsampling_ratio", "sample_rate"),
 )
+LAYER = {
+    **{"name": "transformer.layers.0.ff.ff.2", "kind": "ff.ff.2", "graph": "step", "bits": "w8a8"},
+    **{"in_features": 32, "out_features": 16, "float_bytes": 2048, "bytes": 592},
+}
 
 
 def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
-    pretransform = {"type": "mel_pca", "config": {}}
+    pretransform = {"type": "mel_pca", "config": {"n_fft": 256, "hop_length": 64, "griffin_lim_iterations": 4}}
     return {
         "backend": "openvino",
         "created": created,
         "model": {"name": "tiny", "source": "/x", "digest": "0" * 64, "licence": "", "pretransform": pretransform},
         "recipe": {"method": method, "bits": "w8a8"},
+        "linears": 1,
+        "int8_linears": 1,
+        "layers": [{**LAYER, "int8": True}],
         "schedule": {"steps": 100, "sampler": "euler", "cfg": 7.0, "seed": 1, "sigma_min": 0.3, "sigma_max": 500},
         "sizes": dict.fromkeys(SIZES, 7),
     }
@@ -75,14 +82,6 @@ def edit(folder, change):
     values = json.loads((folder / MANIFEST).read_text("utf-8"))
     change(values)
     (folder / MANIFEST).write_text(stamped(values), "utf-8")
-
-
-def stamped(values):
-    """`values` as JSON with a valid `sha256` field: the sha256 of the text in which that field is 64 zeros."""
-    blank = json.dumps({**values, "sha256": "0" * 64}, indent=3)
-    assert blank.count("0" * 64) >= 1
-    stamp = hashlib.sha256(blank.encode()).hexdigest()
-    return blank.replace('"sha256": "' + "0" * 64, '"sha256": "' + stamp, 1)
 
 
 @pytest.fixture
@@ -314,6 +313,8 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
     ("key", "bad"),
     [
         *((f"sizes.{name}", value) for name in SIZES for value in (0, -1, 1.0, True, "7", None, 2**31)),
+        *(("linears", value) for value in (None, [], "7", 1.0, -1)),
+        *(("layers", value) for value in (None, {}, [7], [{}], [{**LAYER, "bits": 8}], [{**LAYER, "bytes": "7"}])),
         *((f"recipe.{name}", value) for name in ("method", "bits") for value in (None, 3, [], "")),
         *((f"model.{name}", value) for name in ("name", "source", "digest", "licence") for value in (None, 3, [])),
         *(
@@ -324,6 +325,7 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
         ("model.digest", "0" * 63),
         ("model.pretransform", None),
         ("model.pretransform.config", []),
+        *((f"model.pretransform.config.{name}", bad) for name in ("n_fft", "hop_length") for bad in (None, 0, "7")),
         ("model.pretransform.type", 3),
         ("schedule.seed", -1),
         ("files.step.onnx", 7),
@@ -333,18 +335,18 @@ def test_a_field_of_another_type_is_named(bundle, key, bad):
     part, _, name = key.partition(".")
 
     def change(values):
-        inner = values[part]
-        *path, last = [name] if part == "files" else name.split(".")
+        *path, last = [part, name] if part == "files" else key.split(".")
         for step in path:
-            inner = inner[step]
-        inner[last] = bad
+            values = values[step]
+        values[last] = bad
 
     edit(bundle, change)
-    assert f"lacks or misstates {'files' if part == 'files' else key}" in refusal(Bundle, bundle)
+    expected = "files" if part == "files" else "model.pretransform" if "pretransform" in key else key
+    assert f"lacks or misstates {expected}" in refusal(Bundle, bundle)
 
 
 def test_fields_of_later_versions_are_no_fault(bundle):
-    edit(bundle, lambda values: values.update(later={"x": [1]}, linears=None))
+    edit(bundle, lambda values: values.update(later={"x": [1]}, versions=None))
     assert Bundle(bundle).verify()
 
 

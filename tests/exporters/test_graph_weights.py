@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from graphs import GRAPHS
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.exporters.float_graphs import GRAPHS
 from dit_trt.exporters.graph_weights import graph_weights
 from dit_trt.exporters.qdq import is_weight
 

@@ -4,9 +4,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tiny import CONFIG
 
 from dit_trt.engines.base import Dialect
-from dit_trt.exporters.float_graphs import GRAPHS
+from dit_trt.exporters.float_graphs import graph_names
 from dit_trt.exporters.lint import FORBIDDEN, GraphLintError, lint, lint_faults
 
 K, N = 32, 16
@@ -271,7 +272,7 @@ def test_scales_in_the_data_file_are_read_too(tmp_path):
 # -------------------- a real bundle
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", graph_names(CONFIG))
 def test_a_real_bundle_is_clean(tiny_sqs, tiny_float, graph):
     for bundle in (tiny_sqs, tiny_float):
         lint(bundle.path(f"{graph}.onnx"))

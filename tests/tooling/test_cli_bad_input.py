@@ -33,6 +33,11 @@ def empty_home(tmp_path, monkeypatch):
         (["--alpha", "nan"], "alpha nan is outside 0..1"),
         (["--num-prompts", "0"], "--num-prompts"),
         (["--calib-steps", "-1"], "--calib-steps"),
+        (["--calib-steps", "1001"], "--calib-steps"),
+        (["--alpha", "-0.1"], "alpha -0.1 is outside 0..1"),
+        (["--alpha", "inf"], "alpha inf is outside 0..1"),
+        (["--num-prompts", "nan"], "'nan'"),
+        (["--prompt-seed", "0.5"], "'0.5'"),
         (["--calib-steps", "many"], "'many'"),
         (["--nonsense"], "--nonsense"),
     ],
@@ -49,7 +54,6 @@ def test_bad_build_values_are_usage_errors(tiny, tmp_path, arguments, said):
         (["--include", "nope", "--exclude", "ff.ff.2"], "the pattern 'nope' matches no Linear"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
         (["--num-prompts", "51"], "50 prompts"),
-        (["--calib-steps", "1001"], "steps 1001 is outside 1..1000"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_calibration(tiny, tmp_path, arguments, said):
@@ -83,6 +87,21 @@ def test_an_output_that_is_no_bundle_is_refused_before_the_calibration(tiny, tmp
         (["--output", "clip.mp3"], "only .wav is written"),
         (["--output", "clip.wav", "--num-variations", "2"], "is one file, but 2 clips are asked for"),
         (["--sigma-min", "0"], "sigma_min"),
+        (["--sigma-min", "500"], "sigma_min"),
+        (["--sigma-min", "nan"], "sigma_min"),
+        (["--sigma-max", "0.3"], "sigma_max"),
+        (["--sigma-max", "inf"], "sigma_max"),
+        (["--sigma-max", "1000001"], "sigma_max"),
+        (["--cfg", "inf"], "cfg inf is outside 0..100"),
+        (["--steps", "nan"], "'nan'"),
+        (["--seed", str(2**63)], "seed 9223372036854775808 is outside 0.."),
+        (["--seed", str(2**63 - 1), "--num-variations", "2"], "leaves no seeds for all clips"),
+        (["--num-variations", "1001"], "--num-variations"),
+        ([""], "the prompt is empty"),
+        (["  "], "the prompt is empty"),
+        (["\udcff"], "is not UTF-8 text"),
+        (["--negative-prompt", "\udcff"], "is not UTF-8 text"),
+        (["-x"], "-x"),
     ],
 )
 def test_bad_run_values_are_usage_errors(run, tmp_path, arguments, said):
@@ -96,8 +115,12 @@ def test_bad_run_values_are_usage_errors(run, tmp_path, arguments, said):
         (["rain", "--seconds", "5"], "seconds 5 is outside 0.1..0.77, this model's longest"),
         (["rain", "--seconds", "0"], "seconds 0 is outside 0.1..0.77"),
         (["rain", "--seconds", "nan"], "seconds nan is outside"),
-        ([""], "the prompt is empty"),
-        (["rain", "  "], "the prompt is empty"),
+        (["rain", "--seconds", "inf"], "seconds inf is outside"),
+        (["rain", "--seconds", "-1"], "seconds -1 is outside"),
+        (["rain", "--device", "CPU.7"], "cannot compile text.onnx"),
+        (["rain", "--bundle", "~nobodyhere/x"], "there is no such home folder"),
+        (["rain", "--bundle", "a\nb"], "no bundle"),
+        (["rain", "--bundle", "x" * 300], "File name too long"),
         (["rain", "--device", "TPU"], "OpenVINO has no device 'TPU' here; available: "),
         (["rain", "--bundle", "nope"], "no bundle 'nope'"),
     ],
@@ -105,6 +128,22 @@ def test_bad_run_values_are_usage_errors(run, tmp_path, arguments, said):
 def test_what_the_model_cannot_do_is_said_and_nothing_written(run, tmp_path, arguments, said):
     assert said in error_of(*run, *arguments)
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a\nb/../c\x07", "a-b-c"),
+        ("..", "clip"),
+        ("x" * 10_000, "x" * 60),
+        ("\N{GRINNING FACE}", "clip"),
+        ("\N{CUNEIFORM SIGN A}" * 90, "\N{CUNEIFORM SIGN A}" * 45),
+    ],
+)
+def test_any_prompt_has_a_file_name(run, tmp_path, prompt, name):
+    seed = 2**63 - 1
+    invoke(*run, "--seed", seed, "--", prompt)
+    assert files_in(tmp_path) == [f"{name}-{seed}.wav"]
 
 
 def test_a_missing_prompt_is_a_usage_error():
@@ -115,6 +154,12 @@ def test_a_missing_prompt_is_a_usage_error():
     ("arguments", "said"),
     [
         (["--min-cosine", "2"], "--min-cosine 2.0 is outside -1..1"),
+        (["--min-cosine", "inf"], "--min-cosine inf is outside -1..1"),
+        (["--min-cosine", "-1.1"], "--min-cosine -1.1 is outside -1..1"),
+        (["--num-prompts", "9"], "--num-prompts 9 is outside 1..8"),
+        (["--steps", "1001"], "steps 1001 is outside 1..1000"),
+        (["--cfg", "nan"], "cfg nan is outside 0..100"),
+        (["--cfg", "101"], "cfg 101.0 is outside 0..100"),
         (["--min-cosine", "nan"], "--min-cosine nan is outside -1..1"),
         (["--num-prompts", "0"], "--num-prompts 0 is outside 1.."),
         (["--steps", "0"], "steps 0 is outside 1..1000"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import onnx
 import pytest
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
+from graphs import GRAPHS
+from onnx import helper
 
 from dit_trt.engines.base import BACKENDS
 from dit_trt.engines.bundle import Bundle
-from dit_trt.exporters.float_graphs import GRAPHS
+from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.tooling.contents import bundle_layers
 from dit_trt.tooling.plan import BuildPlan, plan_build
 from dit_trt.tooling.recipe import Recipe
@@ -24,6 +28,24 @@ def planned(model: str, recipe: Recipe) -> BuildPlan:
 
 def data_files(bundle: Bundle) -> dict[str, int]:
     return {graph: bundle.path(f"{graph}.onnx.data").stat().st_size for graph in GRAPHS}
+
+
+def written(bundle: Bundle) -> dict[str, int]:
+    """By Linear, the bytes of its weights' initializers in the bundle's graphs."""
+    tensors = {
+        tensor.name: math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for graph in GRAPHS
+        for tensor in onnx.load(bundle.path(f"{graph}.onnx"), load_external_data=False).graph.initializer
+    }
+    model = Checkpoint.open(bundle.manifest["model"]["source"])
+    return {
+        linear.name: sum(
+            tensors.get(linear.graph_name(part).removesuffix("weight") + suffix, 0)
+            for part in linear.parts
+            for suffix in ("weight", "int8", "scale", "zero_point")
+        )
+        for linear in model.linears
+    }
 
 
 def costs(layers: list[dict]) -> list[tuple]:
@@ -46,7 +68,9 @@ def test_the_data_files_of_a_build_to_the_byte(tiny: Path, tiny_float: Bundle, t
 def test_layers_and_total_of_a_build(tiny: Path, fixture: str, request: pytest.FixtureRequest) -> None:
     bundle: Bundle = request.getfixturevalue(fixture)
     plan = planned(str(tiny), Recipe.from_dict(bundle.manifest["recipe"]))
+    assert {layer.name: layer.bytes for layer in plan.layers} == written(bundle)
     assert costs([vars(layer) for layer in plan.layers]) == costs(bundle_layers(bundle))
+    assert sum(layer["int8"] for layer in bundle_layers(bundle)) == bundle.manifest["int8_linears"]
     assert plan.size_bytes == pytest.approx(bundle.size_bytes, rel=0.01)
     assert plan.parts["scales"] == bundle.path("scales.safetensors").stat().st_size
     assert plan.linears == bundle.manifest["linears"]

@@ -49,7 +49,9 @@ An option that is given takes the place of the file's value; lists are not joine
     help="none (FP32) or sqs (SmoothQuant static).",
 )
 @click.option("--bits", default="w8a8", show_default=True, shell_complete=bits_names, help="w8a8.")
-@click.option("--backend", default="auto", show_default=True, shell_complete=backends, help="auto or openvino.")
+@click.option(
+    "--backend", default="auto", show_default=True, shell_complete=backends, help="auto, openvino or onnxruntime."
+)
 @click.option(
     "--output", metavar="DIR", shell_complete=folders, help="Where to put the bundle (default: in the home folder)."
 )
@@ -65,12 +67,14 @@ An option that is given takes the place of the file's value; lists are not joine
 @click.option("--prompt-seed", default=0, show_default=True, help="Which prompts are drawn when there are more.")
 @click.option(
     "--calib-steps",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     default=100,
     show_default=True,
     help="Sampling steps of the calibration runs.",
 )
 @click.option("--recalibrate", is_flag=True, help="Calibrate afresh instead of using a shipped or cached table.")
+@click.option("--device", metavar="D", help="Whose kernels are proven (default: the backend's CPU).")
+@click.option("--allow-float-gemm", is_flag=True, help="Accept Linears that the backend does not run in int8.")
 @click.option("--dry-run", is_flag=True, help="Tell what each Linear would cost and write nothing.")
 @dit_command
 def command(
@@ -88,6 +92,8 @@ def command(
     prompt_seed: int,
     calib_steps: int,
     recalibrate: bool,
+    device: str | None,
+    allow_float_gemm: bool,
     dry_run: bool,
 ) -> dict:
     """Quantize a model and build its engine bundle.
@@ -95,7 +101,7 @@ def command(
     The last line says how many Linears were asked for in int8 and how many the engine really runs so; a build in
     which the two differ fails.
     """
-    from ...engines.base import choose_backend
+    from ...engines.base import choose_backend, explain_auto
     from ..recipe import Recipe
     from ..recipe_file import read_recipe
 
@@ -105,7 +111,7 @@ def command(
         recipe = Recipe(**values)
         chosen = choose_backend(backend)
     if backend == "auto":
-        say(f"backend {chosen}: the best of those installed that can run here")
+        say(explain_auto(chosen))
 
     from ..workflow import CalibrationOptions, build
 
@@ -114,7 +120,7 @@ def command(
         from ..plan import plan_build
 
         return show_plan(plan_build(recipe, model, chosen, path_option(output), options), options)
-    built = build(recipe, model, chosen, path_option(output), options, progress, say)
+    built = build(recipe, model, chosen, path_option(output), options, progress, say, device, allow_float_gemm)
     bundle = built.bundle
     say(f"{built.linears} Linears asked for, {built.int8_linears} in int8")
     say(f"bundle {bundle.folder} ({megabytes(bundle.size_bytes)})")

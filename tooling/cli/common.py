@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ...engines.bundle import expanded
 from ...engines.errors import UserError
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -93,8 +94,11 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
             if debug:
                 raise
             where = f" ({error.filename})" if error.filename else ""
-            fix = "; choose another place with --output or DIT_TRT_HOME" if error.errno in _UNWRITABLE else ""
-            _fail(f"{error.strerror or error}{where}{fix}", 1)
+            _fail(f"{error.strerror or error}{where}{_fix(error.errno)}", 1)
+        except MemoryError:
+            if debug:
+                raise
+            _fail("out of memory; close other programs, or take a smaller model", 1)
         except ImportError as error:
             if debug or not _interrupted(error):
                 raise
@@ -107,7 +111,14 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
     return wrapped
 
 
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _fix(code: int | None) -> str:
+    if code == errno.ENAMETOOLONG:
+        return "; give a shorter name"
+    return "; choose another place with --output or DIT_TRT_HOME" if code in (*_UNWRITABLE, *_FULL) else ""
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -129,7 +140,9 @@ def _plain(value: object) -> object:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {message}", err=True)
+    """One line, whatever a file name or another program's message brings along."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in message)
+    click.echo(f"Error: {line}", err=True)
     sys.exit(code)
 
 
@@ -168,4 +181,4 @@ def megabytes(size: int) -> str:
 
 
 def path_option(value: str | None) -> Path | None:
-    return None if value is None else Path(value).expanduser()
+    return None if value is None else expanded(value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ...engines.bundle import expanded
 from ...engines.errors import UserError
 from .common import dit_command, progress, say, usage
 from .completion import bundles, files, samplers
@@ -38,7 +39,9 @@ Examples:
 @click.option("--sigma-max", default=500.0, show_default=True, help="First noise level.")
 @click.option("--seconds", type=float, help="Length (default: 10, or the model's longest).")
 @click.option("--negative-prompt", metavar="TEXT", help="What it should not sound like.")
-@click.option("--num-variations", type=click.IntRange(1), default=1, show_default=True, help="Clips of every prompt.")
+@click.option(
+    "--num-variations", type=click.IntRange(1, 1000), default=1, show_default=True, help="Clips of every prompt."
+)
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
 @click.option(
     "--output",
@@ -63,11 +66,12 @@ def command(
     output: str | None,
 ) -> dict:
     """Generate sound from prompts with an engine bundle."""
-    from ...runtime.pipeline import Pipeline, Settings
+    from ...runtime.pipeline import Pipeline, Settings, check_clips
     from ...runtime.wav import write_wav
 
     with usage():
         settings = Settings(steps, sampler, cfg, seed, sigma_min, sigma_max)
+        check_clips(prompts, settings, num_variations, negative_prompt)
         paths = _paths(prompts, num_variations, seed, output)
     _check_writable(paths[0].parent)
     pipeline = Pipeline.open(bundle, device)
@@ -101,7 +105,7 @@ def command(
 def _paths(prompts: tuple[str, ...], variations: int, seed: int, output: str | None) -> list[Path]:
     """Where each clip goes: `<prompt>-<seed>.wav`, or the one file that was named."""
     count = len(prompts) * variations
-    folder = Path(output or ".").expanduser()
+    folder = expanded(output or ".")
     if output and folder.suffix.lower() == ".wav" and not folder.is_dir():
         if count != 1:
             raise UserError(f"--output {output} is one file, but {count} clips are asked for; give a folder")
@@ -122,4 +126,6 @@ def _check_writable(folder: Path) -> None:
 
 
 def _slug(prompt: str) -> str:
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "clip"
+    """60 letters at most, and 180 bytes, so that any script fits a file name."""
+    letters = re.sub(r"[^\w]+", "-", prompt.lower())[:60].encode()[:180].decode(errors="ignore")
+    return letters.strip("-") or "clip"

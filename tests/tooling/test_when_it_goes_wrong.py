@@ -1,0 +1,130 @@
+"""docs/when-it-goes-wrong.md: every message on the page is printed by the program, and has a case here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import error_of
+from safetensors.torch import load_file, save_file
+
+from dit_trt.engines.bundle import MANIFEST, Bundle
+
+PAGE = Path(__file__).parents[2] / "docs" / "when-it-goes-wrong.md"
+
+
+class Desk:
+    """What a case may use and damage: a bundle, a model, an empty home, all in the working directory."""
+
+    def __init__(self, tiny: Path, tiny_sqs: Bundle, monkeypatch: pytest.MonkeyPatch):
+        self.monkeypatch = monkeypatch
+        self.bundle = Path(shutil.copytree(tiny_sqs.folder, "bundle"))
+        self.model = Path(shutil.copytree(tiny, "model"))
+
+    def run(self, *arguments: object, code: int = 1) -> str:
+        return error_of("run", "--bundle", self.bundle, "--steps", 2, *arguments, code=code)
+
+    def build(self, *arguments: object, code: int = 1) -> str:
+        return error_of("build", "--model", self.model, "--output", "out", *arguments, code=code)
+
+    def flip(self, file: Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+
+    def write(self, name: str, content: bytes) -> str:
+        Path(name).write_bytes(content)
+        return name
+
+    def config(self, change: Callable[[dict], object]) -> None:
+        path = self.model / "model_config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+
+    def nan(self) -> None:
+        weights = load_file(self.model / "model.safetensors")
+        next(iter(weights.values())).view(-1)[:1] = torch.nan
+        save_file(weights, self.model / "model.safetensors")
+
+    def fail(self, where: str, error: BaseException) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        self.monkeypatch.setattr(f"dit_trt.tooling.build.{where}", fail)
+
+    def newest_damaged(self) -> None:
+        shutil.copytree(self.bundle, "home/bundles/one")
+        Path("home/bundles/one/step.onnx").unlink()
+
+
+CASES: dict[str, Callable[[Desk], str]] = {
+    "unknown method …": lambda d: d.build("--method", "gptq", code=2),
+    "steps … is outside 1..1000": lambda d: d.run("rain", "--steps", 0, code=2),
+    "sigma_min … and sigma_max … must be 0 < min < max <= 1e6": lambda d: d.run("x", "--sigma-max", "1e39", code=2),
+    "the prompt is empty; …": lambda d: d.run(" ", code=2),
+    "the prompt … is not UTF-8 text; …": lambda d: d.run("\udcff", code=2),
+    "seconds … is outside 0.1..…, this model's longest": lambda d: d.run("rain", "--seconds", 900),
+    "No such option …": lambda d: d.run("-rain", code=2),
+    "--output …: only .wav is written; …": lambda d: d.run("rain", "--output", "a.mp3", code=2),
+    "--output … is one file, but … clips are asked for; …": lambda d: d.run("a", "b", "--output", "a.wav", code=2),
+    "cannot write into …; choose another place with --output": lambda d: d.run("a", "--output", "model/LICENSE/x"),
+    "there is no bundle yet; make one with: dit-trt build …": lambda d: error_of("run", "rain"),
+    "no bundle …; dit-trt build makes one": lambda d: error_of("run", "rain", "--bundle", "nope"),
+    "… is not a bundle (no manifest.json); …": lambda d: error_of("run", "rain", "--bundle", "model"),
+    "… has bundle format …, this version reads …; build it again": lambda d: (
+        d.write("bundle/manifest.json", b'{"format": 1}') and d.run("rain")
+    ),
+    "… is damaged (it does not match its own sha256); …": lambda d: (
+        d.write("bundle/manifest.json", (d.bundle / MANIFEST).read_bytes() + b" ") and d.run("rain")
+    ),
+    "the bundle … lacks …; build it again": lambda d: (d.bundle / "step.onnx").unlink() or d.run("rain"),
+    "the bundle … is damaged: … does not match its sha256; …": lambda d: (
+        d.flip(d.bundle / "step.onnx.data") or d.run("rain")
+    ),
+    "the newest bundle cannot be used: …": lambda d: d.newest_damaged() or error_of("run", "rain"),
+    "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),
+    "--model …: no such folder; …": lambda d: error_of("build", "--model", "nope"),
+    "… is not valid JSON: …": lambda d: d.write("model/model_config.json", b"{") and d.build(),
+    "…model_config.json lacks or misstates …": lambda d: (
+        d.config(lambda config: config["model"]["pretransform"]["config"].pop("n_fft")) or d.build()
+    ),
+    "… is not a readable safetensors file: …": lambda d: d.write("model/model.safetensors", b"short") and d.build(),
+    "the checkpoint's … holds NaN or infinity": lambda d: d.nan() or d.build("--method", "none"),
+    "… has no tokenizer.json (the prompt conditioner's tokenizer)": lambda d: (
+        (d.model / "tokenizer.json").unlink() or d.build()
+    ),
+    "no prompt file …: …": lambda d: d.build("--prompts", "nope.txt"),
+    "… is not UTF-8 text (byte …): save it as UTF-8": lambda d: d.build("--prompts", d.write("p.txt", b"\xff\xfe\x00")),
+    "… has no column 'caption' …": lambda d: d.build("--prompts", d.write("p.csv", b"a,b\n1,2\n")),
+    "the pattern … matches no Linear; kinds: …": lambda d: d.build("--exclude", "ff.2"),
+    "… exists and is not a bundle; choose another --output": lambda d: error_of(
+        "build", "--model", d.model, "--output", "model"
+    ),
+    "interrupted": lambda d: d.fail("export_topologies", KeyboardInterrupt()) or d.build("--method", "none", code=130),
+    "No space left on device…; choose another place with --output or DIT_TRT_HOME": lambda d: (
+        d.fail("write_graph", OSError(28, "No space left on device", "step.onnx.data")) or d.build("--method", "none")
+    ),
+}
+
+
+def test_every_row_has_a_case_and_every_case_a_row() -> None:
+    rows = re.findall(r"^\| `(.+?)` \| .+ \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert rows == list(CASES)
+
+
+@pytest.mark.parametrize("pattern", CASES)
+def test_the_message_is_the_programs_own(
+    pattern: str, tiny: Path, tiny_sqs: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
+    message = CASES[pattern](Desk(tiny, tiny_sqs, monkeypatch))
+    regex = ".*".join(re.escape(part) for part in pattern.split("…"))
+    assert re.match(f"Error: {regex}", message), message
+    assert not Path("out").exists() and not list(tmp_path.glob("*.wav"))
