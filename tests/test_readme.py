@@ -1,5 +1,6 @@
 """README.md keeps its word: every command line in it is run, here or by `.ci/run`, which takes it from its text."""
 
+import contextlib
 import re
 import shlex
 
@@ -88,7 +89,8 @@ def parse(line):
     if command is None:
         raise click.UsageError(f"no command {name}")
     positional = [parameter for parameter in command.params if parameter.required]
-    command.make_context(name, words[2:] or ["SOMETHING"] * len(positional))  # the prose may name a command alone
+    with contextlib.suppress(click.exceptions.Exit):  # --help
+        command.make_context(name, words[2:] or ["SOMETHING"] * len(positional))  # the prose may name a command alone
 
 
 def dit_trt_lines(page):

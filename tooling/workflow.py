@@ -52,7 +52,7 @@ class CalibrationOptions:
     def chosen(self) -> list[str]:
         if self.num_prompts < 1:
             raise UserError(f"--num-prompts {self.num_prompts} must be 1 or more")
-        prompts = default_prompts() if self.prompts is None else read_prompts(expanded(self.prompts))
+        prompts = default_prompts() if self.prompts is None else read_prompts(expanded(str(self.prompts)))
         return choose_prompts(prompts, self.num_prompts, self.prompt_seed)
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
