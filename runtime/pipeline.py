@@ -1,17 +1,13 @@
-"""A bundle and a prompt become sound: tokens, conditioning, the sampling loop, the decoder. numpy only.
-
->>> pipeline = Pipeline.open(bundle)                                # doctest: +SKIP
->>> audio, sample_rate = pipeline("dog barking", seconds=2.5)       # doctest: +SKIP
-"""
+"""A bundle and a prompt become sound: tokens, conditioning, the sampling loop, the decoder. numpy only."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +33,13 @@ MAX_SIGMA = 1e6  # what lies above would only leave float32
 @dataclass(frozen=True)
 class Settings:
     """How to sample. Defaults are Stable Audio Open's model card and the paper's: 100 steps, cfg 7, seed 1000.
+
+    >>> import dit_trt
+    >>> dit_trt.Settings(steps=4).sigmas.round(2).tolist()
+    [500.0, 42.17, 3.56, 0.3, 0.0]
+    >>> dit_trt.Settings(steps=0)
+    Traceback (most recent call last):
+    dit_trt.engines.errors.UserError: steps 0 is outside 1..1000
 
     Raises UserError naming every setting that is out of range.
     """
@@ -81,7 +84,24 @@ class Clip:
 
 
 class Pipeline:
-    """An open bundle. Engines are compiled when first used and stay open; not thread-safe."""
+    """An open bundle. Engines are compiled when first used and stay open; not thread-safe.
+
+    >>> import dit_trt
+    >>> pipeline = dit_trt.Pipeline.open()  # the newest bundle
+    >>> audio, sample_rate = pipeline("a puppy woofs", seconds=1.5, steps=20)
+    >>> audio.dtype, audio.shape, sample_rate
+    (dtype('float32'), (2, 66150), 44100)
+
+    Several clips, as they are finished:
+
+    >>> for clip in pipeline.generate(["rain", "a cat meows"], dit_trt.Settings(steps=20), seconds=1, num_variations=2):
+    ...     dit_trt.write_wav(f"{clip.prompt}-{clip.seed}.wav", clip.audio, clip.sample_rate)
+    ...     print(clip.prompt, clip.seed, clip.audio.shape)
+    rain 1000 (2, 44100)
+    rain 1001 (2, 44100)
+    a cat meows 1002 (2, 44100)
+    a cat meows 1003 (2, 44100)
+    """
 
     def __init__(self, bundle: Bundle, device: str | None = None):
         self.bundle = bundle
@@ -91,12 +111,12 @@ class Pipeline:
         self._engines: dict[tuple[str, int], Engine] = {}
 
     @classmethod
-    def open(cls, bundle: str | Path | None = None, device: str | None = None) -> Pipeline:
-        """A bundle by folder or name; without one the newest. Every byte is checked against the manifest first.
+    def open(cls, bundle: str | os.PathLike[str] | None = None, device: str | None = None) -> Pipeline:
+        """A bundle by folder (or what `build` returned) or name; without one the newest. Every byte is checked first.
 
         Raises UserError when there is none, or it is damaged or cannot run here.
         """
-        return cls(find_bundle(None if bundle is None else str(bundle)).verify(), device)
+        return cls(find_bundle(None if bundle is None else os.fspath(bundle)).verify(), device)
 
     @property
     def sample_rate(self) -> int:

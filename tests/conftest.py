@@ -1,13 +1,15 @@
-"""Fixtures that the whole suite shares: a home of its own, and one tiny model built once."""
+"""Fixtures that the whole suite shares: a home of its own, one tiny model built once, the demo built as README says."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import readme
 from numpy.typing import NDArray
 from tiny import write_checkpoint
 
@@ -68,3 +70,25 @@ def tiny_sqs(tiny: Path, home: Path, tiny_table_file: Path) -> Bundle:
 
     target = home / "fixtures" / "tiny-sqs"
     return build_bundle(Checkpoint.open(str(tiny)), Recipe("sqs"), "openvino", target, tiny_table_file).bundle
+
+
+@pytest.fixture(scope="session")
+def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of its own in which the first command of README.md has built the demo model."""
+    from commands import invoke
+
+    folder = tmp_path_factory.mktemp("demo-home")
+    command = shlex.split(readme.product()[0])
+    assert command[:2] == ["dit-trt", "build"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIT_TRT_HOME", str(folder))
+        invoke(*command[1:])
+    return folder
+
+
+@pytest.fixture
+def newcomer(demo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands who has followed README.md so far: an empty working directory, and the demo in the home."""
+    monkeypatch.setenv("DIT_TRT_HOME", str(demo_home))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

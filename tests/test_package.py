@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from processes import python
 
 import dit_trt
+from dit_trt.tooling.build import Built
 from dit_trt.tooling.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,14 +161,30 @@ assert rate == 8000
 
 
 def test_the_lazy_names_are_there():
-    from dit_trt.runtime.pipeline import Pipeline
+    from dit_trt.engines.errors import UserError
+    from dit_trt.runtime.pipeline import Pipeline, Settings
+    from dit_trt.runtime.wav import write_wav
+    from dit_trt.tooling.diff import compare
     from dit_trt.tooling.recipe import Recipe
-    from dit_trt.tooling.workflow import build
+    from dit_trt.tooling.workflow import CalibrationOptions, build
 
-    assert (dit_trt.Pipeline, dit_trt.Recipe, dit_trt.build) == (Pipeline, Recipe, build)
-    assert set(dit_trt.__all__) == {"Pipeline", "Recipe", "build"}
+    expected = (CalibrationOptions, Pipeline, Recipe, Settings, UserError, build, compare, write_wav)
+    assert {name: getattr(dit_trt, name) for name in dit_trt.__all__} == {value.__name__: value for value in expected}
     with pytest.raises(AttributeError, match="nonsense"):
         _ = dit_trt.nonsense
+
+
+def test_a_missing_extra_is_named_where_python_needs_it():
+    code = "import dit_trt; dit_trt.Pipeline, dit_trt.Settings, dit_trt.UserError, dit_trt.write_wav; dit_trt.build"
+    last_line = python(code, without=BUILD_EXTRA).stderr.splitlines()[-1]
+    assert re.fullmatch(r"ModuleNotFoundError: dit_trt.build needs \w+; .* -e '\.\[build\]' .*", last_line)
+
+
+def test_what_build_returns_is_a_path(tiny_sqs):
+    built = Built(tiny_sqs, 14, 14)
+    assert Path(built) == tiny_sqs.folder
+    assert str(built) == str(tiny_sqs.folder)
+    assert dit_trt.Pipeline.open(built).bundle.folder == tiny_sqs.folder
 
 
 # -------------------- what a wheel holds

@@ -36,11 +36,19 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Built:
-    """A finished build: the bundle, and how many Linears were asked for and really run in int8."""
+    """A finished build: the bundle, and how many Linears were asked for and really run in int8.
+
+    It is a path (`os.PathLike`) and prints as one, that of the bundle's folder: `Pipeline.open(built)`, `Path(built)`.
+    """
 
     bundle: Bundle
     linears: int
     int8_linears: int
+
+    def __fspath__(self) -> str:
+        return str(self.bundle.folder)
+
+    __str__ = __fspath__
 
 
 def quantize_model(

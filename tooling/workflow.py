@@ -40,10 +40,10 @@ def unwatched(what: str, total: int) -> Iterator[Callable[[int], object]]:
 class CalibrationOptions:
     """What a user may choose about calibration. The defaults are the paper's: 50 prompts, 100 steps.
 
-    prompts: a file with one prompt a line, or an AudioCaps CSV; None for our own fifty.
+    prompts: a file with one prompt a line, or an AudioCaps CSV; None for our own fifty. num_prompts of them are drawn.
     """
 
-    prompts: str | None = None
+    prompts: str | Path | None = None
     num_prompts: int = 50
     prompt_seed: int = 0
     steps: int = 100
@@ -52,7 +52,7 @@ class CalibrationOptions:
     def chosen(self) -> list[str]:
         if self.num_prompts < 1:
             raise UserError(f"--num-prompts {self.num_prompts} must be 1 or more")
-        prompts = default_prompts() if self.prompts is None else read_prompts(expanded(self.prompts))
+        prompts = default_prompts() if self.prompts is None else read_prompts(expanded(str(self.prompts)))
         return choose_prompts(prompts, self.num_prompts, self.prompt_seed)
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
@@ -63,7 +63,7 @@ def build(
     recipe: Recipe | None = None,
     model: str = "demo",
     backend: str = "auto",
-    output: Path | None = None,
+    output: str | Path | None = None,
     calibration: CalibrationOptions | None = None,
     watch: Watch = unwatched,
     say: Say = silent,
@@ -72,6 +72,13 @@ def build(
 ) -> Built:
     """A recipe becomes a bundle; the model is calibrated first when the recipe needs it and no table is at hand.
 
+    >>> import dit_trt
+    >>> built = dit_trt.build(dit_trt.Recipe("sqs", exclude=("ff.ff.2",)), output="without-ff2")
+    >>> built.linears, built.int8_linears
+    (48, 48)
+    >>> print(built)
+    without-ff2
+
     model: `demo` or a folder in stable-audio-tools' layout. output: the bundle's folder (default: in the home folder).
     device, allow_float: see `build_bundle`.
     Raises UserError for whatever the user can mend; a bundle is whole or absent.
@@ -79,6 +86,7 @@ def build(
     recipe = recipe or Recipe()
     backend = choose_backend(backend)
     checkpoint = Checkpoint.open(model)
+    output = None if output is None else Path(output)
     if output is not None:
         check_target(output)
     table = None
