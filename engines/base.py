@@ -117,15 +117,16 @@ def open_engine(
     device: str | None = None,
     digest: str | None = None,
     threads: int | None = None,
+    precision: str | None = None,
 ) -> Engine:
     """Compile the ONNX file at `path` for fixed input `shapes`.
 
     digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
-    threads: how many of a CPU's to use (default: the backend's choice).
+    threads: how many of a CPU's to use (default: the backend's choice). precision: see OpenVINOEngine, which has it.
     """
     kind = BACKENDS[backend]
     module = kind.load()
-    given = {"device": device, "threads": threads}
+    given = {"device": device, "threads": threads, "precision": precision}
     options = {name: value for name, value in given.items() if value is not None}
     engine = getattr(module, kind.engine)
     try:

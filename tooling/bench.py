@@ -85,17 +85,21 @@ def bench(shape: str, rounds: int, threads: int, watch: Watch = unwatched, say: 
     inputs = _recorded_inputs(
         next(bundle for bundle in bundles.values() if bundle.manifest["recipe"]["bits"] == "fp32")
     )
+    bundles_of = dict(bundles)
     contenders: dict[str, Step] = {BASELINE: torch_step(checkpoint, inputs, threads)}
     for name, bundle in bundles.items():
         contenders[name] = engine_step(bundle, inputs, threads)
+        if (bundle.backend, bundle.manifest["recipe"]["method"]) == ("openvino", "sqs") and _has_bf16():
+            bf16 = f"{name}, rest in bf16"
+            contenders[bf16], bundles_of[bf16] = engine_step(bundle, inputs, threads, "bf16"), bundle
     velocities = {name: step() for name, step in contenders.items()}
     with watch(f"timing {shape}", rounds) as done:
         seconds = interleaved(contenders, rounds, done)
-    rows = [_row(name, seconds, velocities, bundles.get(name)) for name in contenders]
-    x = inputs["x"].shape
-    return Report(
-        shape, f"{x[0]} x {x[2] + 1} tokens, D {checkpoint.sizes.dit.embed_dim}", threads, rounds, tuple(rows)
-    )
+    rows = [_row(name, seconds, velocities, bundles_of.get(name)) for name in contenders]
+    starts = [cold_start(b) for b in bundles.values() if shape not in SHAPES and b.manifest["int8_linears"]]
+    batch, _, latents = inputs["x"].shape
+    described = f"{batch} x {latents + 1} tokens, D {checkpoint.sizes.dit.embed_dim}"
+    return Report(shape, described, threads, rounds, tuple(rows), tuple(starts))
 
 
 def interleaved(
@@ -164,17 +168,21 @@ def torch_step(checkpoint: Checkpoint, inputs: Mapping[str, Float], threads: int
     return step
 
 
-def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int) -> Step:
+def _has_bf16() -> bool:
+    return BACKENDS["openvino"].load().has_bf16()
+
+
+def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, precision: str | None = None) -> Step:
     """A bundle's step engine as the sampling loop drives it: conditioning bound once, x and time_embed every step.
 
     `inputs` are the unquantized model's; a quantized bundle's context has its own scale, so its is made by itself.
+    precision: of what is not quantized, where the backend has a choice.
     """
     pipeline = Pipeline(bundle)
     settings = _settings()
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
-    engine = open_engine(
-        bundle.backend, bundle.path("step.onnx"), graph_shapes(bundle.manifest["sizes"])["step"], threads=threads
-    )
+    shapes = graph_shapes(bundle.manifest["sizes"])["step"]
+    engine = open_engine(bundle.backend, bundle.path("step.onnx"), shapes, threads=threads, precision=precision)
     changing = {"x": inputs["x"], "time_embed": conditioning.time_embed[_RECORDED]}
     engine.run({**conditioning.constants, **changing})
     return lambda: engine.run(changing)["velocity"]

@@ -77,7 +77,7 @@ def command(
     passed = result.worst_step_cosine >= bar
     verdict = "PASS" if passed else "FAIL"
     say(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
-    say("the worst step of the first prompt again, with Polygraphy and ONNX Runtime alone:")
+    say("the worst step of the first prompt again, with Polygraphy and the package onnxruntime alone:")
     for line in result.polygraphy_commands:
         say("  " + line)
     return {
