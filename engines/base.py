@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from numpy.typing import NDArray
 
-from .blobs import blob_folder
+from .blobs import LIMIT, blob_folder
 from .errors import UserError
 
 
@@ -37,7 +37,7 @@ class Dialect:
     """How a backend wants its Q/DQ graphs.
 
     activation: the integer type of quantized activations. `uint8` is int8 plus 128, with zero point 128: the same
-    values and the same products, in the form for which ONNX Runtime's CPU kernels use VNNI.
+    values and the same sums, in the form for which ONNX Runtime's CPU kernels use VNNI.
     """
 
     activation: Literal["int8", "uint8"] = "int8"
@@ -130,7 +130,7 @@ def open_engine(
     options = {name: value for name, value in given.items() if value is not None}
     engine = getattr(module, kind.engine)
     try:
-        if digest is None or not kind.keeps_blobs:
+        if digest is None or not kind.keeps_blobs or _data_bytes(path) > LIMIT // 2:
             return engine(path, shapes, **options)
         key = (backend, module.runtime_version(), sorted(options.items()), digest, sorted(shapes.items()))
         with blob_folder(key) as folder:
@@ -138,3 +138,9 @@ def open_engine(
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["no reason given"]
         raise UserError(f"{backend} cannot compile {path.name}: {lines[-1].strip()}") from error
+
+
+def _data_bytes(path: Path) -> int:
+    """Of a graph's weights, which its blob would hold once more."""
+    data = path.with_name(path.name + ".data")
+    return data.stat().st_size if data.is_file() else 0

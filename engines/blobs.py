@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def blob_folder(key: object) -> Iterator[Path | None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
-            if _files(folder) != _recorded(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists() and (not _is_own(folder) or _files(folder) != _recorded(folder)):
                 shutil.rmtree(folder)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             os.utime(folder)
             usable = True
         except OSError:
@@ -41,9 +43,18 @@ def blob_folder(key: object) -> Iterator[Path | None]:
         if usable:
             try:
                 _record(folder)
-                _prune(folder)
             except OSError:  # a full disk, most likely
                 shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others prune too
+                _prune(folder)
+
+
+def _is_own(folder: Path) -> bool:
+    """Nobody else made it or may write into it."""
+    found = folder.lstat()
+    if not hasattr(os, "getuid"):
+        return True
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -71,7 +82,7 @@ def _record(folder: Path) -> None:
         part.unlink(missing_ok=True)
         text = json.dumps(_files(folder))
         part.write_text(text, "utf-8")
-        part.rename(folder / _SUMS)
+        part.replace(folder / _SUMS)
 
 
 def _prune(current: Path) -> None:

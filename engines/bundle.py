@@ -284,7 +284,7 @@ def new_bundle(target: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Let what was written reach the disk before it is relied on: a rename may overtake its data in a power cut."""
-    if path.is_dir() and os.name != "posix":
+    if os.name != "posix":  # elsewhere only what was opened to be written can be flushed
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -297,7 +297,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step, so that nobody ever finds neither; False where the system cannot (not Linux)."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return False
     at_cwd, swap = -100, 2
     return renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), swap) == 0
@@ -356,7 +356,7 @@ def write_manifest(folder: Path, manifest: dict) -> None:
     stamped = {"format": FORMAT, "sha256": _BLANK}
     text = json.dumps({**stamped, **manifest, **stamped, "files": files}, indent=1) + "\n"
     stamp = _own_sha256(text.encode())
-    (folder / MANIFEST).write_text(text.replace(_BLANK, stamp, 1), "utf-8")
+    (folder / MANIFEST).write_bytes(text.replace(_BLANK, stamp, 1).encode())
 
 
 def list_bundles() -> list[Bundle]:

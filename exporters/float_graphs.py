@@ -154,7 +154,7 @@ def _load_or_export(model_config: Mapping, folder: Path) -> dict[str, onnx.Model
         try:
             onnx.save_model(topologies[name], part)
             flush(part)
-            part.rename(folder / f"{name}.onnx")
+            part.replace(folder / f"{name}.onnx")
         finally:
             part.unlink(missing_ok=True)
     return topologies

@@ -158,7 +158,9 @@ class Pipeline:
 
                 def stepped(step: int, clip: int = index, times: list[float] = times) -> None:
                     times.append(time.perf_counter())
+                    self._in_callback = True
                     on_step(clip, step)
+                    self._in_callback = False
 
                 with self._fitting():
                     latents = self.sample(conditioning, one, stepped)
@@ -170,9 +172,14 @@ class Pipeline:
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
         """All arguments were checked: what an engine still refuses is a size the manifest misstates."""
+        self._in_callback = False
         try:
             yield
         except (ValueError, RuntimeError) as error:
+            if self._in_callback:  # the caller's own, on its way back
+                raise
+            if isinstance(error, RuntimeError):
+                raise UserError(f"{self._backend} stopped ({_line(error)}); free memory, or build again") from error
             raise UserError(
                 f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
             ) from error
@@ -296,6 +303,12 @@ class Pipeline:
     def _embed(self, text: str) -> Float:
         ids, mask, _ = self._tokenizer(text)
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
+
+
+def _line(error: Exception) -> str:
+    """The last line of what an engine says, where the reason stands."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def check_clips(

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +219,7 @@ def _checkpoint_folder(shape: str) -> str:
 def _bundles(shape: str, model: str, say: Say) -> dict[str, Bundle]:
     """FP32 and SQS W8A8 of every backend that can run here, by the name they have in the table."""
     calibration = CalibrationOptions() if shape == "demo" else CalibrationOptions(num_prompts=1, steps=8)
+    folder = home() / "bench" / (shape if shape in ("demo", *SHAPES) else Checkpoint.open(model).digest[:16])
     found = {}
     for label, recipe in (("fp32", Recipe("none")), ("int8 (SQS)", Recipe("sqs"))):
         for backend, kind in BACKENDS.items():
@@ -227,7 +227,8 @@ def _bundles(shape: str, model: str, say: Say) -> dict[str, Bundle]:
                 say(f"{backend} is left out: {why}")
                 continue
             say(f"building {shape} for {backend}, {label}")
-            found[f"{backend} {label}"] = build(recipe, model, backend, calibration=calibration).bundle
+            output = folder / f"{backend}-{recipe.method}"  # its own: `run` takes the newest of the home folder
+            found[f"{backend} {label}"] = build(recipe, model, backend, output, calibration).bundle
     return found
 
 
@@ -251,9 +252,9 @@ def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
 
 def machine() -> str:
     """The processor, its int8 instructions and the versions that were measured."""
-    names = ("torch", *(kind.package for kind in BACKENDS.values() if kind.unusable() is None))
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"{_processor()}; Python {platform.python_version()}, {versions}"
+    versions = {name: kind.load().runtime_version() for name, kind in BACKENDS.items() if kind.unusable() is None}
+    told = ", ".join(f"{name} {number}" for name, number in {"torch": torch.__version__, **versions}.items())
+    return f"{_processor()}; Python {platform.python_version()}, {told}"
 
 
 def _processor() -> str:

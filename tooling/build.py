@@ -152,7 +152,7 @@ def build_bundle(
         raise UserError(f"method {recipe.method} needs a calibration table")
     absmax = load_absmax(table, checkpoint) if table is not None else {}
     calibration = table_facts(table) if table is not None and chosen else None
-    target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration)
+    target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration, device)
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
         smoothing, quantized = quantize_model(checkpoint, recipe, absmax)
@@ -170,9 +170,15 @@ def build_bundle(
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
-def bundle_name(checkpoint: Checkpoint, recipe: Recipe, backend: str, calibration: dict | None) -> str:
-    """`<model>-<method>-<bits>-<backend>-<hash>`; the hash is of the recipe, the model and its calibration table."""
-    text = json.dumps([recipe.to_dict(), checkpoint.digest, calibration], sort_keys=True)
+def bundle_name(
+    checkpoint: Checkpoint, recipe: Recipe, backend: str, calibration: dict | None, device: str | None = None
+) -> str:
+    """`<model>-<method>-<bits>-<backend>-<hash>`; the hash is of the recipe, the model and its calibration table.
+
+    A device other than the default is part of it: what is proven on one says nothing of another.
+    """
+    facts = [recipe.to_dict(), checkpoint.digest, calibration, *([] if device is None else [device.lower()])]
+    text = json.dumps(facts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{checkpoint.name}-{recipe.method}-{recipe.bits}-{backend}-{digest}"
 
@@ -183,7 +189,12 @@ def lost_linears(
     """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8."""
     found: set[str] = set()
     for graph, shapes in graph_shapes(sizes).items():
-        found |= open_engine(backend, folder / f"{graph}.onnx", shapes, device).int8_matmuls()
+        engine = open_engine(backend, folder / f"{graph}.onnx", shapes, device)
+        if any(linear.graph == graph for linear in chosen):
+            try:
+                found |= engine.int8_matmuls()
+            except RuntimeError as error:
+                raise UserError(f"{backend} does not tell its kernels of {graph}.onnx: {error}") from error
     return [
         linear.name
         for linear in chosen

@@ -173,6 +173,6 @@ def _save_table(plan: Plan, journal: Journal, checkpoint: Checkpoint) -> None:
     try:
         save_file(tensors, part, metadata)
         flush(part)
-        part.rename(plan.table)
+        part.replace(plan.table)
     finally:
         part.unlink(missing_ok=True)

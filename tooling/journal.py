@@ -163,7 +163,7 @@ def _savez(path: Path, flushed: bool, **arrays: NDArray) -> None:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         if flushed:
             flush(part)
-        part.rename(path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import random_inputs, shapes_of
 
-from dit_trt.engines import blobs
+from dit_trt.engines import base, blobs
 from dit_trt.engines.base import open_engine
 from dit_trt.engines.blobs import blob_folder
 from dit_trt.runtime.pipeline import Pipeline
@@ -53,6 +53,21 @@ def test_what_changed_since_is_thrown_away(own_home, damage):
         (again / "a.blob").write_text("new")
     with blob_folder("key") as again:
         assert (again / "a.blob").read_text() == "new"
+
+
+def test_a_folder_that_others_can_write_into_is_not_trusted(own_home):
+    folder = fill("key")
+    folder.chmod(0o777)
+    with blob_folder("key") as again:
+        assert list(again.iterdir()) == []
+        assert again.stat().st_mode & 0o077 == 0
+
+
+def test_a_graph_too_large_to_be_kept_pushes_no_other_out(own_home, tiny_sqs, monkeypatch):
+    monkeypatch.setattr(base, "LIMIT", 2 * tiny_sqs.path("step.onnx.data").stat().st_size - 1)
+    for graph in ("text", "step"):
+        open_engine("openvino", tiny_sqs.path(f"{graph}.onnx"), shapes_of(tiny_sqs, graph), digest=graph)
+    assert len(list(own_home.glob("compiled/*"))) == 1
 
 
 def test_a_failed_compilation_leaves_nothing_trusted(own_home):

@@ -159,6 +159,43 @@ def test_shapes_for_another_graph_are_refused(floats):
         ONNXRuntimeEngine(floats.path("step.onnx"), shapes_of(floats, "decoder"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [("avx2 avx512f avx512_vnni", "0"), ("avx2 avx_vnni", "0"), ("avx2 avx512f", "1"), (None, "1")],
+)
+def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, tmp_path, monkeypatch, flags, exact):
+    class Info:
+        def __init__(self, *_):
+            pass
+
+        def read_text(self, *_):
+            if flags is None:
+                raise FileNotFoundError
+            return f"processor : 0\nflags : {flags}\n"
+
+    seen = {}
+
+    class Options(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, name, value):
+            seen[name] = value
+            super().add_session_config_entry(name, value)
+
+    engine = opened(floats, "text")
+    monkeypatch.setattr(backend, "Path", Info)
+    monkeypatch.setattr(backend.ort, "SessionOptions", Options)
+    engine._open()
+    assert seen.get("session.x64quantprecision", "0") == exact
+
+
+def test_the_exact_kernels_give_the_same_numbers(sqs, monkeypatch):
+    inputs = random_inputs(sqs, "step")
+    expected = opened(sqs, "step").run(inputs)["velocity"]
+    monkeypatch.setattr(backend, "_has_vnni", lambda: False)
+    engine = opened(sqs, "step")
+    assert engine.int8_matmuls() & named(STEP_MATMULS) == named(STEP_MATMULS)
+    assert relative(engine.run(inputs)["velocity"], expected) < 0.01
+
+
 # -------------------- devices
 
 

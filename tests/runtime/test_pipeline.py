@@ -167,3 +167,24 @@ def test_empty_prompts_are_refused_before_any_work(pipeline: Pipeline, prompt: s
 @pytest.mark.parametrize("prompt", ["zebra", "🐕", "dog\u0000", "犬が吠える", "x" * 5000])
 def test_any_other_prompt_is_accepted(pipeline: Pipeline, prompt: str) -> None:
     assert np.isfinite(next(pipeline.generate([prompt], Settings(steps=2))).audio).all()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cancelled"), ValueError("cancelled")])
+def test_what_a_callback_raises_is_the_callers(tiny_float, error):
+    def cancel(clip, step):
+        if step == 1:
+            raise error
+
+    with pytest.raises(type(error), match=r"^cancelled$"):
+        list(Pipeline(tiny_float).generate(["dog"], Settings(steps=3), 0.2, on_step=cancel))
+
+
+def test_an_engine_that_stops_is_one_line(tiny_float, monkeypatch):
+    pipeline = Pipeline(tiny_float)
+
+    def stop(inputs):
+        raise RuntimeError("Check 'x' failed at a.cpp\n  bad allocation\n")
+
+    monkeypatch.setattr(pipeline.engine("step"), "run", stop)
+    with pytest.raises(UserError, match=r"^openvino stopped \(bad allocation\); free memory"):
+        pipeline("dog", seconds=0.2, steps=3)

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import error_of, invoke, one_object
+from commands import error_of, files_in, invoke, one_object
 
 from dit_trt.engines.openvino import has_bf16
 from dit_trt.exporters.checkpoint import Checkpoint
@@ -101,7 +101,8 @@ def test_cold_starts_are_whole_processes(report):
     assert all(start.first > 0.2 and start.later > 0.2 for start in report.cold_starts)
 
 
-def test_the_command(tiny, report, tmp_path, monkeypatch):
+def test_the_command(tiny, report, tmp_path, monkeypatch, home):
+    before = files_in(home / "bundles")
     monkeypatch.setattr(benching, "cold_start", lambda bundle: benching.ColdStart(bundle.backend, 2.0, 1.0))
     result = invoke(
         "bench", "--shape", tiny, "--rounds", 1, "--threads", 1, "--output", tmp_path / "results.md", "--json"
@@ -113,6 +114,7 @@ def test_the_command(tiny, report, tmp_path, monkeypatch):
     text = (tmp_path / "results.md").read_text()
     assert text.startswith(machine())
     assert text.count("| openvino int8 (SQS) |") == 1
+    assert files_in(home / "bundles") == before  # `run` takes the newest: it must not be one that was made to be timed
 
 
 def test_an_unwritable_report_is_refused_before_the_work(tmp_path):

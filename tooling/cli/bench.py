@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 from ...engines.errors import UserError
-from .common import dit_command, progress, say
+from .common import dit_command, path_option, progress, say
 
 EPILOG = """\b
 Examples:
@@ -37,9 +36,9 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, output: s
     """Time one step of the DiT: PyTorch, and every backend in FP32 and INT8.
 
     All compute the same step (both guidance halves) on the same inputs, one after the other, round after round; ratios
-    are taken within a round. For the demo, `dit-trt run` is timed too, from process start to WAV.
+    are taken within a round. But for sao-block, `dit-trt run` is timed too, from process start to WAV (some 20 s).
     """
-    path = None if output is None else Path(output).expanduser()
+    path = path_option(output)
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise UserError(f"cannot write {path}; give --output a file in a folder that exists")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -102,10 +101,11 @@ def command(
     which the two differ fails.
     """
     from ...engines.base import choose_backend, explain_auto
+    from ...engines.bundle import expanded
     from ..recipe import Recipe
     from ..recipe_file import read_recipe
 
-    values = {} if file is None else read_recipe(Path(file).expanduser())
+    values = {} if file is None else read_recipe(expanded(file))
     values |= given(method=method, bits=bits, alpha=alpha, include=include, exclude=exclude)
     with usage():
         recipe = Recipe(**values)
