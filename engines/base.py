@@ -48,7 +48,7 @@ INT8 = Dialect()
 
 @dataclass(frozen=True)
 class Backend:
-    """A module of this folder with `engine`, a class, and the functions `unusable` and `runtime_version`.
+    """A module of this folder with `engine`, a class, and `unusable`, `runtime_version` and `check_device`.
 
     package: what must be importable. install: how a user gets it. keeps_blobs: compiling is slow enough to be cached.
     """

@@ -106,6 +106,11 @@ def _has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
+def check_device(device: str) -> None:
+    """Raises UserError, naming those there are, for a device that is not."""
+    _provider(device)
+
+
 def _provider(device: str) -> str:
     available = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
     if device.lower() not in available:

@@ -23,6 +23,13 @@ def runtime_version() -> str:
     return ov.__version__
 
 
+def check_device(device: str) -> None:
+    """Raises UserError, naming those there are, for a device that is not."""
+    devices = ov.Core().available_devices
+    if device.split(".")[0] not in {name.split(".")[0] for name in devices}:
+        raise UserError(f"OpenVINO has no device {device!r} here; available: {', '.join(devices)}")
+
+
 def has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -47,9 +54,8 @@ class OpenVINOEngine:
         threads: int | None = None,
         precision: str = "f32",
     ):
+        check_device(device)
         core = ov.Core()
-        if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
-            raise UserError(f"OpenVINO has no device {device!r} here; available: {', '.join(core.available_devices)}")
         model = core.read_model(path)
         model.reshape({name: list(shape) for name, shape in shapes.items()})
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}

@@ -14,7 +14,7 @@ from dit_trt.calib_data.reader import read_prompts
 
 def main(prompt_file: str, steps: int = 100) -> None:
     prompts = read_prompts(prompt_file)
-    calibration = dit_trt.CalibrationOptions(prompts=prompt_file, num_prompts=len(prompts), steps=steps)
+    calibration = dit_trt.CalibrationOptions(prompts=prompt_file, steps=steps)
     built = dit_trt.build(dit_trt.Recipe("sqs"), calibration=calibration, output="own-calibration", say=print)
     print(f"{built}: {built.int8_linears} of {built.linears} Linears in int8")
 

@@ -78,7 +78,8 @@ class MultiConditioner(nn.Module):
             elif kind == "token_table":
                 module = TokenTableConditioner(dim, config["vocab_size"], config["max_length"])
             else:
-                raise UserError(f"the conditioner {entry['id']!r} is of type {kind!r}; supported: number, token_table")
+                known = "number, token_table (T5, which Stable Audio Open needs, is not yet)"
+                raise UserError(f"the conditioner {entry['id']!r} is of type {kind!r}; supported: {known}")
             self.conditioners[entry["id"]] = module
         missing = [name for name in expected if name not in self.conditioners]
         if missing:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import readme
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 from tiny import write_checkpoint
 
 from dit_trt.engines.bundle import Bundle
+
+# No test asserts a time: a busy machine is no defect.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..engines.base import BACKENDS, open_engine
-from ..engines.bundle import Bundle, home, locked
+from ..engines.bundle import Bundle, expanded, home, locked
+from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.linears import DIT_PREFIX
@@ -99,6 +100,12 @@ def bench(shape: str, rounds: int, threads: int, watch: Watch = unwatched, say: 
     batch, _, latents = inputs["x"].shape
     described = f"{batch} x {latents + 1} tokens, D {checkpoint.sizes.dit.embed_dim}"
     return Report(shape, described, threads, rounds, tuple(rows), tuple(starts))
+
+
+def check_shape(shape: str) -> None:
+    """Raises UserError for what is neither a known shape nor a folder."""
+    if shape not in ("demo", *SHAPES) and not expanded(shape).is_dir():
+        raise UserError(f"unknown --shape {shape}: give demo, {', '.join(SHAPES)} or a checkpoint folder")
 
 
 def interleaved(
@@ -253,7 +260,8 @@ def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
 def machine() -> str:
     """The processor, its int8 instructions and the versions that were measured."""
     versions = {name: kind.load().runtime_version() for name, kind in BACKENDS.items() if kind.unusable() is None}
-    told = ", ".join(f"{name} {number}" for name, number in {"torch": torch.__version__, **versions}.items())
+    versions = {"torch": torch.__version__, **versions}
+    told = ", ".join(f"{name} {number.partition('-')[0]}" for name, number in versions.items())
     return f"{_processor()}; Python {platform.python_version()}, {told}"
 
 
@@ -284,6 +292,10 @@ def markdown(report: Report) -> str:
             f"| {row.relative_error:.2g} | {row.int8_linears} of {row.linears} "
             f"| {_megabytes(row.bundle_bytes)} | {_megabytes(row.step_graph_bytes)} |"
         )
+    _, low, high = report.rows[0].step_ms
+    if report.rounds < 5 or high > 1.5 * low:
+        why = f"{report.rounds} rounds" if report.rounds < 5 else f"{BASELINE} took {low:.0f} to {high:.0f} ms"
+        lines += ["", f"Read with care: {why}; run it again on an idle machine, with more rounds."]
     for start in report.cold_starts:
         lines += ["", f"{start.backend}: process start to WAV {start.later:.1f} s ({start.first:.1f} s the first time)"]
     return "\n".join(lines)

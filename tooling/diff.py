@@ -28,6 +28,7 @@ from ..runtime.denoiser import Conditioning, guide
 from ..runtime.pipeline import Pipeline, Settings
 
 Float = NDArray[np.float32]
+IDENTICAL_DB = 200.0
 MIN_COSINE = {"w8a8": 0.95, "w4a8": 0.92, "fp32": 0.999}
 
 
@@ -198,7 +199,7 @@ def _rollout(pipeline: Pipeline, conditioning: Conditioning, settings: Settings,
 def _snr_db(expected: Float, found: Float) -> float:
     noise = float(np.square(found - expected, dtype=np.float64).sum())
     signal = float(np.square(expected, dtype=np.float64).sum())
-    return 200.0 if noise == 0 else min(200.0, 10 * float(np.log10(signal / noise)))
+    return IDENTICAL_DB if noise == 0 else min(IDENTICAL_DB, 10 * float(np.log10(signal / noise)))
 
 
 def _polygraphy_commands(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
-from ..engines.base import choose_backend
+from ..engines.base import BACKENDS, choose_backend
 from ..engines.bundle import Bundle, check_target, expanded, home, locked
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
@@ -36,24 +36,28 @@ def unwatched(what: str, total: int) -> Iterator[Callable[[int], object]]:
     yield lambda done: None
 
 
+NUM_PROMPTS = 50  # the paper's
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """What a user may choose about calibration. The defaults are the paper's: 50 prompts, 100 steps.
 
-    prompts: a file with one prompt a line, or an AudioCaps CSV; None for our own fifty. num_prompts of them are drawn.
+    prompts: a file with one prompt a line, or an AudioCaps CSV; None for our own fifty. num_prompts of them are drawn;
+    None: fifty, or all of a shorter file.
     """
 
     prompts: str | Path | None = None
-    num_prompts: int = 50
+    num_prompts: int | None = None
     prompt_seed: int = 0
     steps: int = 100
     recalibrate: bool = False
 
     def chosen(self) -> list[str]:
-        if self.num_prompts < 1:
+        if self.num_prompts is not None and self.num_prompts < 1:
             raise UserError(f"--num-prompts {self.num_prompts} must be 1 or more")
         prompts = default_prompts() if self.prompts is None else read_prompts(expanded(str(self.prompts)))
-        return choose_prompts(prompts, self.num_prompts, self.prompt_seed)
+        return choose_prompts(prompts, self.num_prompts or min(NUM_PROMPTS, len(prompts)), self.prompt_seed)
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         return Plan(checkpoint.digest, tuple(self.chosen()), Settings(steps=self.steps))
@@ -85,6 +89,8 @@ def build(
     """
     recipe = recipe or Recipe()
     backend = choose_backend(backend)
+    if device is not None:
+        BACKENDS[backend].load().check_device(device)
     checkpoint = Checkpoint.open(model)
     output = None if output is None else Path(output)
     if output is not None:

@@ -119,7 +119,7 @@ def test_the_command(tiny, report, tmp_path, monkeypatch, home):
 
 def test_an_unwritable_report_is_refused_before_the_work(tmp_path):
     assert "cannot write" in error_of("bench", "--output", tmp_path / "nowhere" / "results.md")
-    assert "no such folder" in error_of("bench", "--shape", tmp_path / "nothing", "--rounds", 1)
+    assert "unknown --shape" in error_of("bench", "--shape", tmp_path / "nothing", "--rounds", 1)
 
 
 # -------------------- synthetic checkpoints

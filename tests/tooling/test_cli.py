@@ -152,8 +152,17 @@ def test_a_fresh_process_prints_one_object(tiny, tiny_table, tmp_path):
         assert key in one_object(finished.stdout)
 
 
-def test_without_json_stdout_is_empty(run):
-    assert invoke(*run, "rain").stdout == ""
+def test_without_json_stdout_is_the_files_alone(run, tmp_path):
+    result = invoke(*run, "rain", "--output", tmp_path / "rain.wav")
+    assert result.stdout == f"{tmp_path / 'rain.wav'}\n"
+    assert "sampling" in result.stderr
+
+
+def test_a_diff_is_on_stdout_its_progress_is_not(tiny_sqs):
+    result = invoke("diff", tiny_sqs.folder, "--against", tiny_sqs.folder, "--num-prompts", "1", "--steps", "2")
+    assert "PASS: worst_step_cosine 1.0000" in result.stdout
+    assert "final latents with dpmpp-2m: identical" in result.stdout
+    assert "comparing" in result.stderr and "comparing" not in result.stdout
 
 
 # -------------------- diff's verdict

@@ -88,6 +88,26 @@ CASES: dict[str, Callable[[Desk], str]] = {
         d.flip(d.bundle / "step.onnx.data") or d.run("rain")
     ),
     "the newest bundle cannot be used: …": lambda d: d.newest_damaged() or error_of("run", "rain"),
+    "the backend … cannot run here: …": lambda d: (
+        d.monkeypatch.setattr("dit_trt.engines.base.find_spec", lambda name: None)
+        or d.build("--backend", "onnxruntime", code=2)
+    ),
+    "this command needs the package …": lambda d: (
+        d.fail("export_topologies", ModuleNotFoundError("No module named 'onnx'", name="onnx"))
+        or d.build("--method", "none")
+    ),
+    "ONNX Runtime has no device … here; available: …": lambda d: d.build("--backend", "onnxruntime", "--device", "tpu"),
+    "… of … Linears do not run in int8 with …": lambda d: (
+        d.monkeypatch.setattr("dit_trt.engines.openvino.OpenVINOEngine.int8_matmuls", lambda self: set())
+        or d.build("--num-prompts", 1, "--calib-steps", 1)
+    ),
+    "the conditioner … is of type 't5'; …": lambda d: (
+        d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="t5")) or d.build()
+    ),
+    "the recipe … is not valid TOML: …": lambda d: d.build("--recipe", d.write("r.toml", b"method")),
+    "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
+    "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
+    "--include and --exclude leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),
     "--model …: no such folder; …": lambda d: error_of("build", "--model", "nope"),
     "… is not valid JSON: …": lambda d: d.write("model/model_config.json", b"{") and d.build(),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from ...engines.errors import UserError
-from .common import dit_command, path_option, progress, say
+from .common import dit_command, path_option, progress, say, tell
 
 EPILOG = """\b
 Examples:
@@ -42,16 +42,18 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, output: s
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise UserError(f"cannot write {path}; give --output a file in a folder that exists")
 
-    from ..bench import bench, machine, markdown
+    from ..bench import bench, check_shape, machine, markdown
 
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    say(machine())
+    for shape in shapes:
+        check_shape(shape)
+    tell(machine())
     reports, parts = [], [machine()]
     for shape in shapes:
         report = bench(shape, rounds, threads, progress, say)
         reports.append(report)
         parts.append(markdown(report))
-        say(parts[-1])
+        tell(parts[-1])
     if path is not None:
         path.write_text("\n\n".join(parts) + "\n", "utf-8")
         say(f"written to {path}")

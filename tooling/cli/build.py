@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .common import dit_command, megabytes, path_option, progress, say, usage
+from .common import dit_command, megabytes, path_option, progress, say, tell, usage
 from .completion import backends, bits_names, files, folders, methods, models
 from .dry_run import show_plan
 
@@ -61,7 +61,7 @@ An option that is given takes the place of the file's value; lists are not joine
     "--prompts", metavar="FILE", shell_complete=files, help="Calibration prompts: one a line, or an AudioCaps CSV."
 )
 @click.option(
-    "--num-prompts", type=click.IntRange(1), default=50, show_default=True, help="How many prompts calibrate."
+    "--num-prompts", type=click.IntRange(1), help="How many prompts calibrate (default: 50, or all of a shorter file)."
 )
 @click.option("--prompt-seed", default=0, show_default=True, help="Which prompts are drawn when there are more.")
 @click.option(
@@ -87,7 +87,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     prompts: str | None,
-    num_prompts: int,
+    num_prompts: int | None,
     prompt_seed: int,
     calib_steps: int,
     recalibrate: bool,
@@ -122,8 +122,8 @@ def command(
         return show_plan(plan_build(recipe, model, chosen, path_option(output), options), options)
     built = build(recipe, model, chosen, path_option(output), options, progress, say, device, allow_float_gemm)
     bundle = built.bundle
-    say(f"{built.linears} Linears asked for, {built.int8_linears} in int8")
-    say(f"bundle {bundle.folder} ({megabytes(bundle.size_bytes)})")
+    tell(f"{built.linears} Linears asked for, {built.int8_linears} in int8")
+    tell(f"bundle {bundle.folder} ({megabytes(bundle.size_bytes)})")
     return {
         "bundle": str(bundle.folder),
         "backend": bundle.backend,

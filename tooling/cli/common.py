@@ -34,6 +34,14 @@ def show(line: str) -> None:
         click.echo(line)
 
 
+def tell(line: str) -> None:
+    """A result of work that took its time: on stdout too, but on stderr with --json, for who watches a script."""
+    if click.get_current_context().params["as_json"]:
+        say(line)
+    else:
+        click.echo(line)
+
+
 def show_table(rows: Sequence[Sequence[object]], left: int = 1) -> None:
     """`show` rows in columns, the first of them being the heads: `left` columns to the left, the others to the right.
 
@@ -86,8 +94,8 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
             if debug or (error.name or "").startswith("dit_trt"):
                 raise
             _fail(
-                f"this command needs the package {error.name}, which comes with the build extra: "
-                'pip install -c constraints.txt -e ".[build]" in a clone of dit-trt',
+                f"this command needs the package {error.name}, which comes with the {_extra(error.name)} extra: "
+                f'pip install -c constraints.txt -e ".[{_extra(error.name)}]" in a clone of dit-trt',
                 1,
             )
         except OSError as error:
@@ -109,6 +117,10 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
             sys.exit(1)
 
     return wrapped
+
+
+def _extra(package: str | None) -> str:
+    return "onnxruntime" if package == "onnxruntime" else "build"
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)

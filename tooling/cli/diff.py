@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...engines.errors import UserError
-from .common import UsageError, dit_command, progress, say, usage
+from .common import UsageError, dit_command, progress, say, tell, usage
 from .completion import bundles
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def command(
     _print(result)
     passed = result.worst_step_cosine >= bar
     verdict = "PASS" if passed else "FAIL"
-    say(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
-    say("the worst step of the first prompt again, with Polygraphy and the package onnxruntime alone:")
+    tell(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
+    tell("the worst step of the first prompt again, with Polygraphy and the package onnxruntime alone:")
     for line in result.polygraphy_commands:
-        say("  " + line)
+        tell("  " + line)
     return {
         "passed": passed,
         "worst_step_cosine": result.worst_step_cosine,
@@ -94,13 +94,17 @@ def command(
 
 
 def _print(result: Difference) -> None:
-    say("worst steps   mean cosine   min cosine   relative error")
+    from ..diff import IDENTICAL_DB
+
+    tell("worst steps   mean cosine   min cosine   relative error")
     means = result.cosine.mean(axis=0)
     for step in means.argsort()[:5]:
-        say(
+        tell(
             f"{step:11d}   {means[step]:11.4f}   {result.cosine[:, step].min():10.4f}"
             f"   {result.relative_error[:, step].mean():14.4f}"
         )
     cosine, error = result.cosine, result.relative_error
-    say(f"all steps     {cosine.mean():11.4f}   {cosine.min():10.4f}   {error.mean():14.4f}")
-    say(f"final latents with dpmpp-2m: {result.snr_db.mean():.1f} dB SNR (own rollouts, which diverge)")
+    tell(f"all steps     {cosine.mean():11.4f}   {cosine.min():10.4f}   {error.mean():14.4f}")
+    snr = result.snr_db.mean()
+    apart = "identical" if snr >= IDENTICAL_DB else f"{snr:.1f} dB SNR (own rollouts, which diverge)"
+    tell(f"final latents with dpmpp-2m: {apart}")

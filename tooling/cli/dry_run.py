@@ -23,7 +23,7 @@ def show_plan(plan: BuildPlan, options: CalibrationOptions) -> dict:
     show(f"\nbundle  {megabytes(plan.size_bytes)} (FP32: {megabytes(plan.float_size_bytes)}), within 1 %")
     show(f"        {plan.bundle or 'its name is known once the calibration has run'}")
     if plan.table is not None:
-        run = f"will run, {options.num_prompts} prompts x {options.steps} steps"
+        run = f"will run, {len(options.chosen())} prompts x {options.steps} steps"
         origins = {"shipped": "the table shipped with the checkpoint", "cache": "a table from the cache", "to run": run}
         show(f"calibration  {origins[plan.table]}")
     show("nothing was written (--dry-run)")
@@ -38,7 +38,7 @@ def show_plan(plan: BuildPlan, options: CalibrationOptions) -> dict:
         "float_size_bytes": plan.float_size_bytes,
         "calibration": None
         if plan.table is None
-        else {"table": plan.table, "prompts": options.num_prompts, "steps": options.steps},
+        else {"table": plan.table, "prompts": len(options.chosen()), "steps": options.steps},
         "layers": [asdict(layer) for layer in plan.layers],
     }
 

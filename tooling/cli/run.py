@@ -11,7 +11,7 @@ import click
 
 from ...engines.bundle import expanded
 from ...engines.errors import UserError
-from .common import dit_command, progress, say, usage
+from .common import dit_command, progress, say, tell, usage
 from .completion import bundles, files, samplers
 
 EPILOG = """\b
@@ -91,7 +91,7 @@ def command(
         for path, clip in zip(paths, clips):
             write_wav(path, clip.audio, clip.sample_rate)
             times += clip.step_seconds
-            say(f"{path}  seed {clip.seed}")
+            tell(str(path))
     return {
         "bundle": str(pipeline.bundle.folder),
         "seed": seed,
