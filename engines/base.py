@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from numpy.typing import NDArray
 
 from .blobs import LIMIT, blob_folder
-from .errors import UserError
+from .errors import UserError, last_line
 
 
 class Engine(Protocol):
@@ -83,16 +83,28 @@ BACKENDS = {
 }
 
 
-def choose_backend(name: str) -> str:
-    """`auto` becomes the first backend that can run here. Raises UserError for an unknown or unusable one."""
-    if name == "auto":
-        reasons = {}
-        for candidate, backend in BACKENDS.items():
-            reason = backend.unusable()
-            if reason is None:
-                return candidate
-            reasons[candidate] = reason
-        raise UserError("no backend can run here; " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+def choose_backend(name: str, device: str | None = None) -> str:
+    """`auto` becomes the first backend that can run here. Raises UserError for an unknown or unusable one.
+
+    device: of the backend; raises UserError when it has none of that name.
+    """
+    name = _first_usable() if name == "auto" else _usable(name)
+    if device is not None:
+        BACKENDS[name].load().check_device(device)
+    return name
+
+
+def _first_usable() -> str:
+    reasons = {}
+    for name, backend in BACKENDS.items():
+        reason = backend.unusable()
+        if reason is None:
+            return name
+        reasons[name] = reason
+    raise UserError("no backend can run here; " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+
+
+def _usable(name: str) -> str:
     if name not in BACKENDS:
         raise UserError(f"unknown backend {name!r} (one of: auto, {', '.join(BACKENDS)})")
     if (reason := BACKENDS[name].unusable()) is not None:
@@ -136,8 +148,7 @@ def open_engine(
         with blob_folder(key) as folder:
             return engine(path, shapes, cache=folder, **options)
     except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or ["no reason given"]
-        raise UserError(f"{backend} cannot compile {path.name}: {lines[-1].strip()}") from error
+        raise UserError(f"{backend} cannot compile {path.name}: {last_line(error)}") from error
 
 
 def _data_bytes(path: Path) -> int:

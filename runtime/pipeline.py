@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..engines.base import Engine, choose_backend, open_engine
 from ..engines.bundle import Bundle, find_bundle
-from ..engines.errors import UserError
+from ..engines.errors import UserError, last_line
 from .denoiser import Conditioning, GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
 from .samplers import SAMPLERS
@@ -158,12 +158,10 @@ class Pipeline:
 
                 def stepped(step: int, clip: int = index, times: list[float] = times) -> None:
                     times.append(time.perf_counter())
-                    self._in_callback = True
                     on_step(clip, step)
-                    self._in_callback = False
 
+                latents = self.sample(conditioning, one, stepped)
                 with self._fitting():
-                    latents = self.sample(conditioning, one, stepped)
                     audio = finish(self.decode(latents), round(seconds * self.sample_rate))
                 elapsed = tuple(np.diff(times).tolist())
                 yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
@@ -172,14 +170,11 @@ class Pipeline:
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
         """All arguments were checked: what an engine still refuses is a size the manifest misstates."""
-        self._in_callback = False
         try:
             yield
-        except (ValueError, RuntimeError) as error:
-            if self._in_callback:  # the caller's own, on its way back
-                raise
-            if isinstance(error, RuntimeError):
-                raise UserError(f"{self._backend} stopped ({_line(error)}); free memory, or build again") from error
+        except RuntimeError as error:
+            raise UserError(f"{self._backend} stopped ({last_line(error)}); free memory, or build again") from error
+        except ValueError as error:
             raise UserError(
                 f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
             ) from error
@@ -234,7 +229,12 @@ class Pipeline:
         def noise(step: int) -> Float:
             return rng.standard_normal(shape, np.float32)
 
-        denoise = GuidedDenoiser(engine, conditioning, sigmas, settings.cfg_scale, observe)
+        guided = GuidedDenoiser(engine, conditioning, sigmas, settings.cfg_scale, observe)
+
+        def denoise(x: Float, sigma: float, step: int) -> Float:
+            with self._fitting():  # what on_step raises is the caller's own
+                return guided(x, sigma, step)
+
         x = noise(0) * np.float32(sigmas[0])
         on_step(-1)
         return SAMPLERS[settings.sampler](denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step))
@@ -303,12 +303,6 @@ class Pipeline:
     def _embed(self, text: str) -> Float:
         ids, mask, _ = self._tokenizer(text)
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
-
-
-def _line(error: Exception) -> str:
-    """The last line of what an engine says, where the reason stands."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def check_clips(

@@ -257,6 +257,11 @@ def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
     return ColdStart(bundle.backend, seconds[0], statistics.median(seconds[1:]))
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> str:
     """The processor, its int8 instructions and the versions that were measured."""
     versions = {name: kind.load().runtime_version() for name, kind in BACKENDS.items() if kind.unusable() is None}
@@ -271,8 +276,7 @@ def _processor() -> str:
     fields = dict(line.partition(":")[::2] for line in text.splitlines())
     facts = {key.strip(): value.strip() for key, value in fields.items()}
     flags = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8") if name in facts.get("flags", "").split()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{facts.get('model name') or platform.machine()}, {cores} cores, {' '.join(flags) or 'no VNNI'}"
+    return f"{facts.get('model name') or platform.machine()}, {cores()} cores, {' '.join(flags) or 'no VNNI'}"
 
 
 # -------------------- the report

@@ -166,7 +166,7 @@ def build_bundle(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
                 "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
             )
-        write_manifest(folder, _manifest(checkpoint, recipe, backend, chosen, lost, calibration))
+        write_manifest(folder, _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration))
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
@@ -213,6 +213,7 @@ def _manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
     backend: str,
+    device: str | None,
     chosen: Sequence[Linear],
     lost: Sequence[str],
     calibration: dict | None,
@@ -222,6 +223,7 @@ def _manifest(
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
         "backend": backend,
+        "device": device,
         "recipe": recipe.to_dict(),
         "calibration": calibration,
         "linears": len(chosen),

@@ -64,13 +64,18 @@ class BuildPlan:
 
 
 def plan_build(
-    recipe: Recipe, model: str, backend: str, output: Path | None, calibration: CalibrationOptions
+    recipe: Recipe,
+    model: str,
+    backend: str,
+    output: Path | None,
+    calibration: CalibrationOptions,
+    device: str | None = None,
 ) -> BuildPlan:
     """Check all that `workflow.build` checks before it begins, and foretell what it would write. Writes nothing.
 
     Raises UserError as the build would: for the model, the backend, the patterns, the output, the prompts.
     """
-    backend = choose_backend(backend)
+    backend = choose_backend(backend, device)
     checkpoint = Checkpoint.open(model)
     if output is not None:
         check_target(output)
@@ -84,7 +89,7 @@ def plan_build(
             load_absmax(path, checkpoint)
             facts = table_facts(path)
     if output is None and table != "to run":
-        output = bundles_folder() / bundle_name(checkpoint, recipe, backend, facts)
+        output = bundles_folder() / bundle_name(checkpoint, recipe, backend, facts, device)
     parts, data_files = _sizes(checkpoint, chosen)
     return BuildPlan(
         recipe,

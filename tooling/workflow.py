@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
-from ..engines.base import BACKENDS, choose_backend
+from ..engines.base import choose_backend
 from ..engines.bundle import Bundle, check_target, expanded, home, locked
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
@@ -59,6 +59,10 @@ class CalibrationOptions:
         prompts = default_prompts() if self.prompts is None else read_prompts(expanded(str(self.prompts)))
         return choose_prompts(prompts, self.num_prompts or min(NUM_PROMPTS, len(prompts)), self.prompt_seed)
 
+    def is_default(self) -> bool:
+        """Whether these are the paper's, however they were said: what a shipped table was made with."""
+        return self in (CalibrationOptions(), CalibrationOptions(num_prompts=NUM_PROMPTS))
+
     def plan(self, checkpoint: Checkpoint) -> Plan:
         return Plan(checkpoint.digest, tuple(self.chosen()), Settings(steps=self.steps))
 
@@ -88,9 +92,7 @@ def build(
     Raises UserError for whatever the user can mend; a bundle is whole or absent.
     """
     recipe = recipe or Recipe()
-    backend = choose_backend(backend)
-    if device is not None:
-        BACKENDS[backend].load().check_device(device)
+    backend = choose_backend(backend, device)
     checkpoint = Checkpoint.open(model)
     output = None if output is None else Path(output)
     if output is not None:
@@ -115,7 +117,7 @@ def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) ->
 
 def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions) -> tuple[Path, str] | None:
     """The table a build would use without calibrating, and where it comes from: `shipped` or `cache`."""
-    if options == CalibrationOptions() and (shipped := shipped_table(checkpoint)) is not None:
+    if options.is_default() and (shipped := shipped_table(checkpoint)) is not None:
         return shipped, "shipped"
     plan = options.plan(checkpoint)
     return (plan.table, "cache") if plan.table.is_file() and not options.recalibrate else None

@@ -83,8 +83,7 @@ def test_those_used_longest_ago_go_first(own_home, monkeypatch):
     folders = [fill(key, "x" * 60) for key in range(2)]
     for age, folder in enumerate(folders):
         os.utime(folder, (age, age))
-    with blob_folder(0):
-        pass  # used again: the other one is now the oldest
+    fill(0)  # used again: the other one is now the oldest
     newest = fill(2, "x" * 60)
     assert [folder.exists() for folder in (*folders, newest)] == [True, False, True]
 

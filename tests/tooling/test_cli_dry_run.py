@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import onnx
@@ -163,6 +164,22 @@ def test_what_a_build_would_refuse_is_refused(
     arguments = [argument.format(folder=tmp_path) for argument in arguments]
     assert said in error_of("build", "--model", tiny, "--dry-run", *arguments, code=code)
     assert files_in(tmp_path) == []
+
+
+def test_the_default_said_aloud_takes_the_shipped_table_too() -> None:
+    told = one_object(invoke("build", "--num-prompts", 50, "--calib-steps", 100, "--dry-run", "--json").stdout)
+    assert told["calibration"] == {"table": "shipped", "prompts": 50, "steps": 100}
+
+
+def test_a_device_is_checked_and_is_part_of_the_name(tiny: Path, home: Path) -> None:
+    arguments = ("build", "--model", tiny, "--method", "none", "--backend", "onnxruntime")
+    told = one_object(invoke(*arguments, "--device", "cpu", "--dry-run", "--json").stdout)["bundle"]
+    built = one_object(invoke(*arguments, "--device", "cpu", "--json").stdout)["bundle"]
+    assert told == built
+    assert Bundle(Path(built)).manifest["device"] == "cpu"
+    assert told != one_object(invoke(*arguments, "--dry-run", "--json").stdout)["bundle"]
+    assert "has no device 'tpu'" in error_of(*arguments, "--device", "tpu", "--dry-run")
+    shutil.rmtree(built)
 
 
 def test_a_damaged_table_is_named(model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

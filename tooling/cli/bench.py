@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 
 import click
@@ -42,9 +41,9 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, output: s
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise UserError(f"cannot write {path}; give --output a file in a folder that exists")
 
-    from ..bench import bench, check_shape, machine, markdown
+    from ..bench import bench, check_shape, cores, machine, markdown
 
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads or cores()
     for shape in shapes:
         check_shape(shape)
     tell(machine())

@@ -119,7 +119,7 @@ def command(
     if dry_run:
         from ..plan import plan_build
 
-        return show_plan(plan_build(recipe, model, chosen, path_option(output), options), options)
+        return show_plan(plan_build(recipe, model, chosen, path_option(output), options, device), options)
     built = build(recipe, model, chosen, path_option(output), options, progress, say, device, allow_float_gemm)
     bundle = built.bundle
     tell(f"{built.linears} Linears asked for, {built.int8_linears} in int8")
