@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .bundle import home, locked, sha256
+from .home import home, locked, sha256
 
 LIMIT = 4_000_000_000  # bytes kept over all graphs; what was used longest ago goes first
 _SUMS = "sha256.json"

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..engines.bundle import expanded
 from ..engines.errors import UserError
+from ..engines.home import expanded
 from .conditioners import MultiConditioner
 from .float_graphs import ModelSizes
 from .linears import DIT_PREFIX, Linear, block_linears, split_keys

@@ -24,8 +24,8 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from ..engines.bundle import flush, locked
 from ..engines.errors import UserError
+from ..engines.home import flush, locked
 from .conditioners import MultiConditioner
 from .dit import DiffusionTransformer, DiTConfig, split_fused
 from .linears import DIT_PREFIX

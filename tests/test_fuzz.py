@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifests import stamped
 
-from dit_trt.engines.bundle import MANIFEST, Bundle, list_bundles
+from dit_trt.engines.bundle import Bundle, list_bundles
 from dit_trt.engines.errors import UserError
+from dit_trt.engines.manifest import MANIFEST
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.tooling.cli import main
 from dit_trt.tooling.tables import load_absmax, shipped_table, table_facts

@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..engines.base import BACKENDS, open_engine
-from ..engines.bundle import Bundle, expanded, home, locked
+from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from ..engines.home import expanded, home, locked
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.linears import DIT_PREFIX

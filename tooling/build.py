@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ..engines.base import BACKENDS, INT8, Dialect, open_engine
-from ..engines.bundle import Bundle, bundles_folder, home, new_bundle, write_manifest
+from ..engines.bundle import Bundle, bundles_folder, new_bundle
 from ..engines.errors import UserError
+from ..engines.home import home
+from ..engines.manifest import write_manifest
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import export_topologies
 from ..exporters.linears import Linear

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ..engines.base import Engine, open_engine
-from ..engines.bundle import Bundle, flush, home, locked
+from ..engines.bundle import Bundle
+from ..engines.home import flush, home, locked
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT, export_topologies
 from ..exporters.qdq import write_graph

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.bundle import flush
+from ..engines.home import flush
 from ..exporters.linears import Linear
 
 Float = NDArray[np.float32]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ..engines.bundle import sha256
 from ..engines.errors import UserError
+from ..engines.home import sha256
 from ..exporters.checkpoint import Checkpoint
 
 Float = NDArray[np.float32]

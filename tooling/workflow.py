@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
 from ..engines.base import choose_backend
-from ..engines.bundle import Bundle, check_target, expanded, home, locked
+from ..engines.bundle import Bundle, check_target
 from ..engines.errors import UserError
+from ..engines.home import expanded, home, locked
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT
 from ..runtime.pipeline import Settings

@@ -12,12 +12,6 @@ from dit_trt.engines.blobs import blob_folder
 from dit_trt.runtime.pipeline import Pipeline
 
 
-@pytest.fixture
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def fill(key, text="blob"):
     with blob_folder(key) as folder:
         if not (folder / "a.blob").exists():

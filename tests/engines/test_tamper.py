@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from commands import error_of
 
-from dit_trt.engines.bundle import MANIFEST, REQUIRED, Bundle
+from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
+from dit_trt.engines.manifest import MANIFEST, REQUIRED
 from dit_trt.runtime.pipeline import Pipeline
 
 FILES = sorted({*REQUIRED, MANIFEST})

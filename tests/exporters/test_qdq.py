@@ -10,7 +10,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from dit_trt.engines.bundle import Bundle, home
+from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.home import home
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.exporters.float_graphs import export_topologies
 from dit_trt.exporters.qdq import ALIGNMENT, DataFile, QuantizedLinear, is_weight, write_graph

@@ -11,7 +11,8 @@ import soundfile
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
 from processes import dit_trt
 
-from dit_trt.engines.bundle import MANIFEST, Bundle, bundles_folder, list_bundles, write_manifest
+from dit_trt.engines.bundle import Bundle, bundles_folder, list_bundles
+from dit_trt.engines.manifest import MANIFEST, write_manifest
 from dit_trt.tooling.cli import COMMANDS
 
 LONGEST = 24 * 256 / 8000  # seconds of the tiny model

@@ -14,7 +14,8 @@ from commands import error_of, invoke, one_object
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from dit_trt.engines.bundle import MANIFEST, Bundle, write_manifest
+from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.manifest import MANIFEST, write_manifest
 from dit_trt.tooling.recipe import Recipe
 from dit_trt.tooling.recipe_file import recipe_toml
 

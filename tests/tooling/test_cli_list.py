@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from commands import files_in, invoke, one_object
 
-from dit_trt.engines.bundle import FORMAT, MANIFEST, Bundle, write_manifest
+from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.manifest import FORMAT, MANIFEST, write_manifest
 
 
 @pytest.fixture

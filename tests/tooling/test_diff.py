@@ -14,8 +14,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from dit_trt.engines.bundle import Bundle, write_manifest
+from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
+from dit_trt.engines.manifest import write_manifest
 from dit_trt.runtime.denoiser import guide
 from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling.diff import compare

@@ -13,7 +13,8 @@ import torch
 from commands import error_of
 from safetensors.torch import load_file, save_file
 
-from dit_trt.engines.bundle import MANIFEST, Bundle
+from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.manifest import MANIFEST
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-it-goes-wrong.md"
 

@@ -101,7 +101,7 @@ def command(
     which the two differ fails.
     """
     from ...engines.base import choose_backend, explain_auto
-    from ...engines.bundle import expanded
+    from ...engines.home import expanded
     from ..recipe import Recipe
     from ..recipe_file import read_recipe
 

@@ -17,8 +17,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...engines.bundle import expanded
 from ...engines.errors import UserError
+from ...engines.home import expanded
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -75,7 +75,8 @@ def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 def bundles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names in the home folder, and any folder. Manifests are not read: a broken bundle is the command's to name."""
-    from ...engines.bundle import MANIFEST, bundles_folder
+    from ...engines.bundle import bundles_folder
+    from ...engines.manifest import MANIFEST
 
     found = sorted(manifest.parent.name for manifest in bundles_folder().glob(f"[!.]*/{MANIFEST}"))
     return folders(ctx, param, incomplete) + _one_of(lambda: found)(ctx, param, incomplete)

@@ -43,7 +43,8 @@ def command(
     1 when the worst step's mean cosine is under the bar.
     """
     from ...calib_data.reader import heldout_prompts
-    from ...engines.bundle import find_bundle, home
+    from ...engines.bundle import find_bundle
+    from ...engines.home import home
     from ...runtime.pipeline import Settings
 
     with usage():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ...engines.bundle import Bundle, bundles_folder, home
-from ...engines.errors import UserError
+from ...engines.bundle import Bundle, bundles_folder, list_bundles, unusable_bundles
+from ...engines.home import home
 from .common import dit_command, megabytes, show, show_table
 
 EPILOG = """\b
@@ -25,7 +25,7 @@ def command() -> dict:
 
     Sizes are checked, not contents: `dit-trt inspect` reads every byte.
     """
-    found = list_entries(bundles_folder())
+    found = list_entries()
     whole = [entry for entry in found if entry["error"] is None]
     if whole:
         show_table([("name", "method", "bits", "backend", "size", "created"), *map(_row, whole)], left=4)
@@ -37,34 +37,30 @@ def command() -> dict:
     return {"home": str(home()), "bundles": found}
 
 
-def list_entries(folder: Path) -> list[dict]:
+def list_entries() -> list[dict]:
     """One entry a folder, newest first, broken ones last; `error` says what is wrong, and is None for a whole one."""
-    folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    entries = [_entry(path) for path in folders if not path.name.startswith(".")]
-    whole = sorted((e for e in entries if e["error"] is None), key=lambda e: _when(e["created"]), reverse=True)
-    return whole + sorted((e for e in entries if e["error"] is not None), key=lambda e: e["name"])
+    broken = [_broken(folder, error) for folder, error in unusable_bundles().items()]
+    return [_whole(bundle) for bundle in list_bundles()] + sorted(broken, key=lambda entry: entry["name"])
 
 
-def _entry(folder: Path) -> dict:
-    entry = dict.fromkeys(("method", "bits", "backend", "linears", "size_bytes", "created"))
-    error = None
-    try:
-        bundle = Bundle(folder)
-        manifest = bundle.manifest
-        _when(manifest["created"])
-        entry = {
-            "method": manifest["recipe"]["method"],
-            "bits": manifest["recipe"]["bits"],
-            "backend": bundle.backend,
-            "linears": manifest.get("linears"),
-            "size_bytes": bundle.size_bytes,
-            "created": manifest["created"],
-        }
-    except UserError as found:
-        error = _reason(str(found), folder)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        error = "manifest.json is damaged"
-    return {"name": folder.name, "bundle": str(folder), **entry, "error": error}
+def _whole(bundle: Bundle) -> dict:
+    recipe = bundle.manifest["recipe"]
+    return {
+        "name": bundle.folder.name,
+        "bundle": str(bundle.folder),
+        "method": recipe["method"],
+        "bits": recipe["bits"],
+        "backend": bundle.backend,
+        "linears": bundle.manifest["linears"],
+        "size_bytes": bundle.size_bytes,
+        "created": bundle.manifest["created"],
+        "error": None,
+    }
+
+
+def _broken(folder: Path, error: str) -> dict:
+    unknown = dict.fromkeys(("method", "bits", "backend", "linears", "size_bytes", "created"))
+    return {"name": folder.name, "bundle": str(folder), **unknown, "error": _reason(error, folder)}
 
 
 def _reason(message: str, folder: Path) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from ...engines.bundle import expanded
 from ...engines.errors import UserError
+from ...engines.home import expanded
 from .common import dit_command, progress, say, tell, usage
 from .completion import bundles, files, samplers
 
