@@ -68,7 +68,7 @@ def usage() -> Iterator[None]:
 
 
 def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
-    """Wrap a command's body, which returns its JSON object and prints the human's summary with `say` itself.
+    """Wrap a command's body, which returns its JSON object and prints the human's with `show` or `tell` itself.
 
     Adds --json and --debug. UserError becomes one line and exit code 1 (UsageError: 2); an object with `passed: false`
     exits 1 too.
