@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..engines.base import INT8, Dialect
 from ..engines.errors import UserError
-from .linears import Linear
+from .quantized import QuantizedLinear, Slot
 
 ALIGNMENT = 64
 ZERO_POINTS: dict[str, np.int8 | np.uint8] = {"int8": np.int8(0), "uint8": np.uint8(128)}  # of activations
@@ -26,15 +26,11 @@ INLINE = 1024  # bytes; smaller weights stay in the graph itself
 
 
 @dataclass(frozen=True)
-class QuantizedLinear:
-    """A Linear in W8A8: one activation scale, and per part int8 weights [out, in] with scales [out] (symmetric).
+class Written:
+    """What `write_graph` wrote: the bytes of both files, and what its input `step_scales` holds, in order."""
 
-    `weight(part)` is called once for each part, when its bytes are written.
-    """
-
-    linear: Linear
-    activation_scale: float
-    weight: Callable[[str], tuple[NDArray[np.int8], NDArray[np.float32]]]
+    bytes: int
+    slots: tuple[Slot, ...] = ()
 
 
 def write_graph(
@@ -43,8 +39,8 @@ def write_graph(
     weights: Callable[[str], NDArray],
     quantized: Mapping[str, QuantizedLinear] | None = None,
     dialect: Dialect = INT8,
-) -> int:
-    """Write `path` and `path + '.data'`, as the backend of `dialect` wants it. Returns the bytes of both.
+) -> Written:
+    """Write `path` and `path + '.data'`, as the backend of `dialect` wants it.
 
     topology: a graph whose weights are inputs (see float_graphs). weights(name): the float array of an input.
     quantized: by Linear name; only those of this graph count, the others are ignored.
@@ -63,7 +59,7 @@ def write_graph(
             if name not in packed:
                 graph.initializer.append(data.add(name, _checked(name, weights(name), shapes[name])))
     onnx.save_model(model, path)
-    return path.stat().st_size + data.path.stat().st_size
+    return Written(path.stat().st_size + data.path.stat().st_size)
 
 
 def _checked(name: str, weight: NDArray, shape: list[int]) -> NDArray:
@@ -104,7 +100,8 @@ def _insert_qdq(
             if weight_name not in matmuls:
                 continue
             transpose, matmul = matmuls[weight_name]
-            integers, scale = item.weight(part)
+            weight = item.weight(part)
+            integers, scale = weight.integers, weight.scale
             base = weight_name.removesuffix(".weight")
             zero = np.zeros(scale.shape, np.int8)
             graph.initializer.extend(
@@ -115,7 +112,7 @@ def _insert_qdq(
                 ]
             )
             nodes = before.setdefault(matmul.output[0], [])
-            key = (matmul.input[0], item.activation_scale)
+            key = (matmul.input[0], item.activation.scale)
             if key not in pairs:
                 pairs[key] = _activation_pair(graph, base, *key, nodes, ZERO_POINTS[dialect.activation])
             nodes.append(

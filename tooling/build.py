@@ -24,13 +24,14 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import export_topologies
 from ..exporters.linears import Linear
 from ..exporters.lint import lint
-from ..exporters.qdq import QuantizedLinear, write_graph
+from ..exporters.qdq import write_graph
+from ..exporters.quantized import Activation, QuantizedLinear, Weight
 from ..runtime.pipeline import Settings, graph_shapes
 from .layers import layers
-from .quantizers import quantize_weight
 from .recipe import Recipe
 from .smoothing import Smoothing, activation_scale, fold
 from .tables import load_absmax, table_facts
+from .weights import quantize_weight
 
 Float = NDArray[np.float32]
 Say = Callable[[str], object]
@@ -72,16 +73,16 @@ def quantize_model(
     scales = {linear.name: activation_scale(absmax[linear.name], smoothing.factor[linear.name]) for linear in chosen}
 
     def quantized(linear: Linear) -> QuantizedLinear:
-        def weight(part: str) -> tuple[NDArray[np.int8], Float]:
+        def weight(part: str) -> Weight:
             """Quantized under its own s; the row fold leaves the integers as they are and scales the scales."""
             original = checkpoint.tensor(linear.graph_name(part)) * smoothing.factor[linear.name]
             if not np.isfinite(original).all():
                 raise UserError(f"the checkpoint's {linear.key()} holds NaN or infinity")
             integers, scale = quantize_weight(original)
             rows = smoothing.rows.get(linear.name)
-            return integers, scale if rows is None else scale * rows[linear.rows(part)]
+            return Weight(integers, scale if rows is None else scale * rows[linear.rows(part)])
 
-        return QuantizedLinear(linear, float(scales[linear.name]), weight)
+        return QuantizedLinear(linear, Activation("static", float(scales[linear.name])), weight)
 
     return smoothing, {linear.name: quantized(linear) for linear in chosen}
 
@@ -207,7 +208,7 @@ def lost_linears(
 def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> dict[str, NDArray]:
     tensors: dict[str, NDArray] = {f"smoothing/{name}": s for name, s in smoothing.factor.items()}
     for name, item in quantized.items():
-        tensors[f"activation_scale/{name}"] = np.array([item.activation_scale], np.float32)
+        tensors[f"activation_scale/{name}"] = np.array([item.activation.scale], np.float32)
     return tensors
 
 

@@ -14,7 +14,8 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.home import home
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.exporters.float_graphs import export_topologies
-from dit_trt.exporters.qdq import ALIGNMENT, DataFile, QuantizedLinear, is_weight, write_graph
+from dit_trt.exporters.qdq import ALIGNMENT, DataFile, is_weight, write_graph
+from dit_trt.exporters.quantized import Activation, QuantizedLinear, Weight
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,13 @@ def test_every_weight_is_asked_for_once_and_written_in_turn(
         asked.append(name)
         return checkpoint.tensor(name)
 
-    def quantized(part: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    def quantized(part: str) -> Weight:
         asked.append(f"quantized {part}")
-        return np.ones((128, 256), np.int8), np.ones(128, np.float32)
+        return Weight(np.ones((128, 256), np.int8), np.ones(128, np.float32))
 
     linear = next(x for x in checkpoint.linears if x.name == "transformer.layers.0.ff.ff.2")
-    size = write_graph(topology, tmp_path / "g.onnx", weight, {linear.name: QuantizedLinear(linear, 0.1, quantized)})
+    item = QuantizedLinear(linear, Activation("static", 0.1), quantized)
+    size = write_graph(topology, tmp_path / "g.onnx", weight, {linear.name: item}).bytes
     names = [value.name for value in topology.graph.input if is_weight(value)]
     assert asked == ["quantized ", *(name for name in names if name != linear.graph_name(""))]
     assert size == data.stat().st_size + (tmp_path / "g.onnx").stat().st_size

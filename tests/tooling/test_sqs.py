@@ -113,7 +113,7 @@ def test_activation_scale_covers_what_calibration_saw(tiny: Path, tiny_table: Ta
     smoothing, quantized = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
     for name, item in quantized.items():
         largest = (tiny_table[name] / smoothing.factor[name]).max()
-        assert item.activation_scale * 127 == pytest.approx(largest, rel=1e-6)
+        assert item.activation.scale * 127 == pytest.approx(largest, rel=1e-6)
 
 
 def test_linears_that_share_an_input_share_one_quantizer(tiny_sqs: Bundle) -> None:

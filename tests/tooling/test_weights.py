@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from dit_trt.tooling.quantizers import dequantize, quantize, quantize_weight, quantized_linear
+from dit_trt.tooling.weights import dequantize, quantize, quantize_weight, quantized_linear
 
 finite = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=finite)
