@@ -17,8 +17,10 @@ ROWS = "rows"
 def add_taps(topology: onnx.ModelProto, linears: Iterable[Linear]) -> onnx.ModelProto:
     """Add, for every Linear of this graph, the outputs `max/<name>`, `min/<name>` [in] and `rows/<name>` [n, in].
 
-    The first two are over batch and tokens. `rows` is a new int64 input [n]: which tokens of the flattened
-    [batch * tokens, in] to hand out. Linears that read the same tensor get outputs of their own all the same.
+    The first two are over batch and tokens. In the step graph, whose batch is the guidance pair, `difference/<name>`
+    [in] is the absmax over tokens of the first half less the second. `rows` is a new int64 input [n]: which tokens of
+    the flattened [batch * tokens, in] to hand out. Linears that read the same tensor get outputs of their own all the
+    same.
     """
     model = onnx.ModelProto()
     model.CopyFrom(topology)
@@ -42,9 +44,24 @@ def add_taps(topology: onnx.ModelProto, linears: Iterable[Linear]) -> onnx.Model
                 helper.make_node("Gather", [flat, ROWS], [f"rows/{linear.name}"], axis=0),
             ]
         )
-        for kind, shape in (("max", [linear.in_features]), ("min", [linear.in_features])):
+        kinds = [("max", [linear.in_features]), ("min", [linear.in_features])]
+        if linear.graph == "step":
+            graph.node.extend(_difference(x, linear))
+            kinds.append(("difference", [linear.in_features]))
+        for kind, shape in kinds:
             graph.output.append(helper.make_tensor_value_info(f"{kind}/{linear.name}", TensorProto.FLOAT, shape))
         graph.output.append(
             helper.make_tensor_value_info(f"rows/{linear.name}", TensorProto.FLOAT, ["n", linear.in_features])
         )
     return model
+
+
+def _difference(x: str, linear: Linear) -> list[onnx.NodeProto]:
+    halves = [f"{linear.name}/conditional", f"{linear.name}/unconditional"]
+    difference, magnitude = f"{linear.name}/difference", f"{linear.name}/magnitude"
+    return [
+        helper.make_node("Split", [x], halves, axis=0, num_outputs=2),
+        helper.make_node("Sub", halves, [difference]),
+        helper.make_node("Abs", [difference], [magnitude]),
+        helper.make_node("ReduceMax", [magnitude, "taps.axes"], [f"difference/{linear.name}"], keepdims=0),
+    ]

@@ -6,15 +6,17 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
-import numpy as np
 import pytest
 import readme
-from numpy.typing import NDArray
 from tiny import write_checkpoint
 
 from dit_trt.engines.bundle import Bundle
+
+if TYPE_CHECKING:
+    from dit_trt.tooling.tables import Calibration
 
 # No test asserts a time: a busy machine is no defect.
 hypothesis.settings.register_profile("here", deadline=None)
@@ -59,12 +61,12 @@ def tiny_table_file(tiny: Path, home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_table(tiny: Path, tiny_table_file: Path) -> dict[str, NDArray[np.float32]]:
-    """absmax of the tiny model's Linears, [steps, in]."""
+def tiny_table(tiny: Path, tiny_table_file: Path) -> Calibration:
+    """What calibration saw of the tiny model's Linears."""
     from dit_trt.exporters.checkpoint import Checkpoint
-    from dit_trt.tooling.tables import load_absmax
+    from dit_trt.tooling.tables import load_calibration
 
-    return load_absmax(tiny_table_file, Checkpoint.open(str(tiny)))
+    return load_calibration(tiny_table_file, Checkpoint.open(str(tiny)))
 
 
 @pytest.fixture(scope="session")

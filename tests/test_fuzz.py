@@ -23,7 +23,7 @@ from dit_trt.engines.errors import UserError
 from dit_trt.engines.manifest import MANIFEST
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.tooling.cli import main
-from dit_trt.tooling.tables import load_absmax, shipped_table, table_facts
+from dit_trt.tooling.tables import load_calibration, shipped_table, table_facts
 
 bounded = settings(
     max_examples=60,
@@ -191,7 +191,7 @@ def test_any_header_of_a_calibration_table(tiny: Path, tiny_table_file: Path, tm
     refused = 0
     for _ in range(60):
         bad.write_bytes(damaged(good, kind, rng))
-        refused += refused_or_fine(load_absmax, bad, checkpoint) or refused_or_fine(table_facts, bad)
+        refused += refused_or_fine(load_calibration, bad, checkpoint) or refused_or_fine(table_facts, bad)
     assert refused > 30
 
 

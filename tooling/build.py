@@ -25,13 +25,13 @@ from ..exporters.float_graphs import export_topologies
 from ..exporters.linears import Linear
 from ..exporters.lint import lint
 from ..exporters.qdq import write_graph
-from ..exporters.quantized import Activation, QuantizedLinear, Weight
+from ..exporters.quantized import QuantizedLinear
 from ..runtime.pipeline import Settings, graph_shapes
 from .layers import layers
+from .quantize import QuantizedRange, quantize_model
 from .recipe import Recipe
-from .smoothing import Smoothing, activation_scale, fold
-from .tables import load_absmax, table_facts
-from .weights import quantize_weight
+from .smoothing import Smoothing
+from .tables import load_calibration, table_facts
 
 Float = NDArray[np.float32]
 Say = Callable[[str], object]
@@ -52,39 +52,6 @@ class Built:
         return str(self.bundle.folder)
 
     __str__ = __fspath__
-
-
-def quantize_model(
-    checkpoint: Checkpoint, recipe: Recipe, absmax: Mapping[str, Float]
-) -> tuple[Smoothing, dict[str, QuantizedLinear]]:
-    """Smoothing and quantized Linears of a checkpoint; weights are read (and read again) one Linear at a time.
-
-    absmax: by Linear name, absmax of its input channels at every calibrated step, [steps, in].
-    """
-    chosen = recipe.chosen(checkpoint.linears)
-    missing = [linear.name for linear in chosen if linear.name not in absmax]
-    if missing:
-        raise UserError(f"the calibration table lacks {missing[0]}; calibrate again with --recalibrate")
-
-    def absmax_w(linear: Linear) -> Float:
-        return np.abs(checkpoint.tensor(linear.key())).max(axis=0)
-
-    smoothing = fold(checkpoint.linears, chosen, checkpoint.sizes.dit, absmax, absmax_w, recipe.alpha)
-    scales = {linear.name: activation_scale(absmax[linear.name], smoothing.factor[linear.name]) for linear in chosen}
-
-    def quantized(linear: Linear) -> QuantizedLinear:
-        def weight(part: str) -> Weight:
-            """Quantized under its own s; the row fold leaves the integers as they are and scales the scales."""
-            original = checkpoint.tensor(linear.graph_name(part)) * smoothing.factor[linear.name]
-            if not np.isfinite(original).all():
-                raise UserError(f"the checkpoint's {linear.key()} holds NaN or infinity")
-            integers, scale = quantize_weight(original)
-            rows = smoothing.rows.get(linear.name)
-            return Weight(integers, scale if rows is None else scale * rows[linear.rows(part)])
-
-        return QuantizedLinear(linear, Activation("static", float(scales[linear.name])), weight)
-
-    return smoothing, {linear.name: quantized(linear) for linear in chosen}
 
 
 def folded_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Callable[[str], NDArray]:
@@ -153,14 +120,15 @@ def build_bundle(
     chosen = recipe.chosen(checkpoint.linears)
     if chosen and table is None:
         raise UserError(f"method {recipe.method} needs a calibration table")
-    absmax = load_absmax(table, checkpoint) if table is not None else {}
+    ranges = _quantized(checkpoint, recipe, table)
     calibration = table_facts(table) if table is not None and chosen else None
     target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration, device)
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
-        smoothing, quantized = quantize_model(checkpoint, recipe, absmax)
-        write_graphs(checkpoint, folder, smoothing, quantized, say, BACKENDS[backend].dialect)
-        save_file(_scales(smoothing, quantized), folder / "scales.safetensors")
+        [only] = ranges
+        quantized = only.exported()
+        write_graphs(checkpoint, folder, only.smoothing, quantized, say, BACKENDS[backend].dialect)
+        save_file(_scales(only.smoothing, quantized), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
         lost = lost_linears(folder, backend, bundle_sizes(checkpoint), chosen, device)
@@ -171,6 +139,12 @@ def build_bundle(
             )
         write_manifest(folder, _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration))
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
+
+
+def _quantized(checkpoint: Checkpoint, recipe: Recipe, table: Path | None) -> list[QuantizedRange]:
+    if recipe.method == "none" or table is None:
+        return [QuantizedRange({}, Smoothing(), Settings().sigmas[:-1])]
+    return quantize_model(checkpoint, recipe, load_calibration(table, checkpoint))
 
 
 def bundle_name(

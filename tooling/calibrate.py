@@ -30,7 +30,7 @@ from .journal import Journal
 
 Float = NDArray[np.float32]
 RESERVOIR = 512
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class Journal:
             steps, k = (1 if linear.graph == "conditioning" else self._steps), linear.in_features
             self.tables[f"max/{linear.name}"] = np.full((steps, k), -np.inf, np.float32)
             self.tables[f"min/{linear.name}"] = np.full((steps, k), np.inf, np.float32)
+            if linear.graph == "step":
+                self.tables[f"difference/{linear.name}"] = np.zeros((steps, k), np.float32)
             self.tables[f"rows/{linear.name}"] = np.zeros((len(self._slots.prompt), k), np.float32)
 
     @property
@@ -96,7 +98,7 @@ class Journal:
         for name, value in taps.items():
             table = self.tables[name]
             match name.partition("/")[0]:
-                case "max":
+                case "max" | "difference":
                     np.maximum(table[row], value, out=table[row])
                 case "min":
                     np.minimum(table[row], value, out=table[row])

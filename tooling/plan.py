@@ -24,7 +24,7 @@ from ..exporters.qdq import ALIGNMENT, INLINE
 from .build import bundle_name
 from .layers import Layer, layers, packed
 from .recipe import Recipe
-from .tables import load_absmax, table_facts
+from .tables import load_calibration, table_facts
 from .workflow import CalibrationOptions, table_at_hand
 
 # Bytes of a graph's nodes and names: fixed, for every block, and more for every MatMul in int8 (measured).
@@ -86,7 +86,7 @@ def plan_build(
         table = "to run"
         if (found := table_at_hand(checkpoint, calibration)) is not None:
             path, table = found
-            load_absmax(path, checkpoint)
+            load_calibration(path, checkpoint)
             facts = table_facts(path)
     if output is None and table != "to run":
         output = bundles_folder() / bundle_name(checkpoint, recipe, backend, facts, device)

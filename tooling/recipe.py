@@ -2,67 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 
 from ..engines.errors import UserError
 from ..exporters.linears import Linear
 
-# method -> (smoothing, activation range): the two independent axes behind the paper's names.
-METHODS = {"none": ("none", "none"), "sqs": ("static", "static")}
-BITS = ("w8a8",)
+# method -> (smoothing, activation range): the two independent axes behind the methods' names. SQD's smoothing is by
+# step, too, where its weights are (`sqd_weights`).
+METHODS = {"none": ("none", "none"), "sqs": ("static", "static"), "sqd": ("static", "step"), "sqt": ("static", "token")}
+BITS = ("w8a8", "w4a8")
+LAYER_BITS = (*BITS, "float")
+SQD_WEIGHTS = ("shared", "requantize", "grouped:2..16")
+W4 = ("expanded", "memory")
+ROUNDINGS = ("nearest", "gptq")
+LORA_FORMS = ("svdquant", "residual")
+MAX_GROUPS = 16
+MAX_RANK = 1024
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """method `none` (FP32) or `sqs` (static SmoothQuant); include/exclude: wildcards over Linear names, in order.
+    """What is done to which Linears. Fields are the options of `dit-trt build` and the keys of a recipe file.
 
-    A Linear is quantized when an include pattern matches it and no exclude pattern does. Patterns match the full name
-    (`transformer.layers.3.ff.ff.2`) or its kind within a block (`ff.ff.2`).
+    method: `none` (FP32), or the paper's `sqs` (static) and `sqd` (by step), or our `sqt` (by token); bits of weights
+    and activations. alpha: smoothing strength (eq. 3), or `auto`: searched for every Linear; smooth: False leaves
+    smoothing out. include, exclude: a Linear is quantized when an include pattern matches it and no exclude pattern
+    does; bits_for: pairs (pattern, bits or `float`) for some of those, of which the last that matches counts. Patterns
+    are wildcards over the full name (`transformer.layers.3.ff.ff.2`) or the kind within a block (`ff.ff.2`).
+    sqd_weights: what SQD does with the weights: `shared` by all steps, `requantize`d at each, `grouped:G`, a set for
+    each of G ranges of steps. lora_rank, lora_form: the FP16 low-rank branch; 0: none. clip: activation ranges by
+    least output error. For 4-bit weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input
+    channels that share a scale, 0 for all of an output channel; rounding: `nearest` or `gptq`.
     """
 
     method: str = "sqs"
     bits: str = "w8a8"
-    alpha: float = 0.95
+    alpha: float | str = 0.95
+    smooth: bool = True
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    bits_for: tuple[tuple[str, str], ...] = ()
+    sqd_weights: str = "shared"
+    lora_rank: int = 0
+    lora_form: str = "svdquant"
+    clip: bool = False
+    w4: str = "expanded"
+    group_size: int = 64
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.method not in METHODS:
-            faults.append(f"unknown method {self.method!r} (one of: {', '.join(METHODS)})")
-        if self.bits not in BITS and (self.method, self.bits) != ("none", "fp32"):
-            faults.append(f"unknown bits {self.bits!r} (one of: {', '.join(BITS)})")
-        if not 0 <= self.alpha <= 1:
-            faults.append(f"alpha {self.alpha} is outside 0..1")
-        if self.method == "none" and (self.alpha, self.include, self.exclude) != (Recipe.alpha, ("*",), ()):
-            faults.append("method none quantizes nothing: alpha, include and exclude do not apply")
+        faults = [*self._unknown(), *self._idle()] if self.method in METHODS else list(self._unknown())
         if faults:
             raise UserError("; ".join(faults))
         if self.method == "none":
             object.__setattr__(self, "bits", "fp32")
-        object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one recipe, with one hash
+        if self.alpha != "auto":
+            object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one recipe, with one hash
+
+    def _unknown(self) -> Iterator[str]:
+        """Values that no field may have."""
+        for name, value, known in (
+            ("method", self.method, METHODS),
+            ("w4", self.w4, W4),
+            ("rounding", self.rounding, ROUNDINGS),
+            ("lora_form", self.lora_form, LORA_FORMS),
+        ):
+            if value not in known:
+                yield f"unknown {name} {value!r} (one of: {', '.join(known)})"
+        if self.bits not in BITS and (self.method, self.bits) != ("none", "fp32"):
+            yield f"unknown bits {self.bits!r} (one of: {', '.join(BITS)})"
+        if self.alpha != "auto" and (isinstance(self.alpha, str) or not 0 <= self.alpha <= 1):
+            yield f"alpha {self.alpha} is outside 0..1" + (" and not auto" if isinstance(self.alpha, str) else "")
+        if self.sqd_weights not in SQD_WEIGHTS and self.groups is None:
+            yield f"unknown sqd_weights {self.sqd_weights!r} (one of: {', '.join(SQD_WEIGHTS)})"
+        if not 0 <= self.lora_rank <= MAX_RANK:
+            yield f"lora_rank {self.lora_rank} is outside 0..{MAX_RANK}"
+        if self.group_size != 0 and not 16 <= self.group_size <= 1024:
+            yield f"group_size {self.group_size} is neither 0 (per output channel) nor in 16..1024"
+        patterns = [pattern for pattern, _ in self.bits_for]
+        if twice := sorted({pattern for pattern in patterns if patterns.count(pattern) > 1}):
+            yield f"bits_for names {', '.join(map(repr, twice))} more than once"
+        for pattern, bits in self.bits_for:
+            if bits not in LAYER_BITS:
+                yield f"unknown bits {bits!r} for {pattern!r} (one of: {', '.join(LAYER_BITS)})"
+
+    def _idle(self) -> Iterator[str]:
+        """Options that would do nothing, or that no engine can do together."""
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        if self.method == "none":
+            if idle := changed - {"method", "bits"}:
+                yield f"method none quantizes nothing: {', '.join(sorted(idle))} do not apply"
+            return
+        four = "w4a8" in (self.bits, *(bits for _, bits in self.bits_for))
+        if "sqd_weights" in changed and self.method != "sqd":
+            yield f"sqd_weights belongs to method sqd, not to {self.method}"
+        if "lora_form" in changed and not self.lora_rank:
+            yield "lora_form needs a lora_rank"
+        if "alpha" in changed and not self.smooth:
+            yield "without smoothing there is no alpha"
+        if not four and (idle := changed & {"w4", "group_size", "rounding"}):
+            yield f"{', '.join(sorted(idle))} belong to 4-bit weights (bits w4a8)"
+        if four and self.requantizes:
+            yield "sqd_weights requantize needs w8a8: four bits have lost what a step would restore"
+        if self.w4 == "memory" and four:
+            if self.method != "sqt":
+                yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
+            if self.clip:
+                yield "clip needs static or step ranges, w4 memory has the engine's"
+        if self.clip and self.method == "sqt":
+            yield "clip needs static or step ranges, sqt takes every token's own"
 
     @property
     def smoothing(self) -> str:
-        return METHODS[self.method][0]
+        """The first axis: none, static or step."""
+        if not self.smooth:
+            return "none"
+        return "step" if self.requantizes else METHODS[self.method][0]
 
     @property
     def activation_range(self) -> str:
+        """The second axis: none, static, step or token."""
         return METHODS[self.method][1]
+
+    @property
+    def requantizes(self) -> bool:
+        return self.method == "sqd" and self.sqd_weights == "requantize"
+
+    @property
+    def groups(self) -> int | None:
+        """G of `grouped:G`; None for other weights."""
+        kind, _, number = self.sqd_weights.partition(":")
+        good = kind == "grouped" and number.isdecimal() and 2 <= int(number) <= MAX_GROUPS
+        return int(number) if good else None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether calibration must keep sample activations, not only their ranges."""
+        return self.alpha == "auto" or self.clip or self.rounding == "gptq"
+
+    def bits_of(self, linear: Linear) -> str:
+        """w8a8, w4a8, or fp32 for a Linear that is left alone."""
+        included = any(_matches(linear, pattern) for pattern in self.include)
+        if self.method == "none" or not included or any(_matches(linear, pattern) for pattern in self.exclude):
+            return "fp32"
+        wanted = [bits for pattern, bits in self.bits_for if _matches(linear, pattern)]
+        bits = wanted[-1] if wanted else self.bits
+        return "fp32" if bits == "float" else bits
 
     def chosen(self, linears: Iterable[Linear]) -> list[Linear]:
         """The Linears to quantize. Raises UserError when a pattern matches nothing (likely a typo) or none is left."""
         linears = list(linears)
         if self.method == "none":
             return []
-        for pattern in (*self.include, *self.exclude):
+        for pattern in (*self.include, *self.exclude, *(pattern for pattern, _ in self.bits_for)):
             if not any(_matches(linear, pattern) for linear in linears):
                 kinds = ", ".join(dict.fromkeys(linear.kind for linear in linears))
                 raise UserError(f"the pattern {pattern!r} matches no Linear; kinds: {kinds}")
-        included = [x for x in linears if any(_matches(x, pattern) for pattern in self.include)]
-        chosen = [x for x in included if not any(_matches(x, pattern) for pattern in self.exclude)]
+        chosen = [linear for linear in linears if self.bits_of(linear) != "fp32"]
         if not chosen:
             raise UserError("--include and --exclude leave nothing to quantize; for FP32 use --method none")
         return chosen
@@ -77,6 +175,8 @@ class Recipe:
         for key in ("include", "exclude"):
             if key in known:
                 known[key] = tuple(known[key])
+        if "bits_for" in known:
+            known["bits_for"] = tuple((pattern, bits) for pattern, bits in known["bits_for"])
         return cls(**known)
 
 

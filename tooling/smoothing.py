@@ -42,10 +42,13 @@ def _floored(absmax: Float) -> NDArray[np.float64]:
     return np.maximum(absmax.astype(np.float64), FLOOR * largest)
 
 
-def activation_scale(absmax_x: Float, s: Float) -> np.float32:
-    """delta = max over steps and channels of (absmax_x / s) / 127: the static range of the smoothed activation."""
-    delta = float((absmax_x / s).max()) / 127
-    return np.float32(delta if delta > 0 else 1.0)
+def activation_scales(absmax_x: Float, s: Float) -> Float:
+    """delta[t] = max over channels of (absmax_x / s) / 127, [steps]: the range of the smoothed activation by step.
+
+    absmax_x [steps, in]; s [in] or [steps, in]. Its largest is the static range. Where nothing was seen, 1.
+    """
+    delta = (absmax_x.astype(np.float64) / s).max(axis=1) / 127
+    return np.where(delta > 0, delta, delta.max() or 1.0).astype(np.float32)
 
 
 @dataclass
@@ -75,39 +78,47 @@ class Smoothing:
         return value * (factor if value.ndim == 1 else factor[:, None])
 
 
-def fold(
-    linears: Sequence[Linear],
+def smoothing_factors(
     chosen: Sequence[Linear],
     config: DiTConfig,
     absmax_x: Mapping[str, Float],
     absmax_w: Callable[[Linear], Float],
-    alpha: float,
-) -> Smoothing:
-    """Static smoothing (SQS) of the `chosen` among a model's `linears`.
+    alphas: Mapping[str, float],
+) -> dict[str, Float]:
+    """s [in] of every chosen Linear by name (eq. 3), with what the folds ask of them: all `to_kv` share one.
 
     absmax_x: by Linear name, [steps, in]; its max over the steps is used. absmax_w(linear): [in], of the original W.
     """
-    smoothing = Smoothing()
+    found = {}
     kv = [linear for linear in chosen if linear.kind == "cross_attn.to_kv"]
     for linear in chosen:
-        if linear in kv:
+        x = absmax_x[linear.name].max(axis=0)
+        if linear.kind == "cross_attn.to_kv":
             continue
-        x, w = absmax_x[linear.name].max(axis=0), absmax_w(linear)
+        w = absmax_w(linear)
         if linear.kind == "cross_attn.to_out":
-            x, w = _over_readers(x, config), _over_readers(w, config)
-        s = smoothing_factor(x, w, alpha)
-        smoothing.factor[linear.name] = s
-        _fold_one(smoothing, linear, s, config)
+            x, w = over_readers(x, config), over_readers(w, config)
+        found[linear.name] = smoothing_factor(x, w, alphas[linear.name])
     if kv:
-        # All blocks read one context: one s, folded into the bias-less Linear that makes it. So it concerns the
-        # to_kv that stay in float, too.
+        # All blocks read one context: one s.
         x = absmax_x[kv[0].name].max(axis=0)
         w = np.max([absmax_w(linear) for linear in kv], axis=0)
-        s = smoothing_factor(x, w, alpha)
+        found |= dict.fromkeys((linear.name for linear in kv), smoothing_factor(x, w, alphas[kv[0].name]))
+    return found
+
+
+def fold(factors: Mapping[str, Float], linears: Sequence[Linear], config: DiTConfig) -> Smoothing:
+    """Where 1/s of each Linear goes, for static factors by Linear name; `linears` are all of the model."""
+    smoothing = Smoothing(factor=dict(factors))
+    for linear in linears:
+        if linear.name in factors and linear.kind != "cross_attn.to_kv":
+            _fold_one(smoothing, linear, factors[linear.name], config)
+    kv = [linear.name for linear in linears if linear.kind == "cross_attn.to_kv"]
+    if smoothed := [name for name in kv if name in factors]:
+        # Folded into the bias-less Linear that makes the context. So it concerns the to_kv that stay in float, too.
+        s = factors[smoothed[0]]
         smoothing.vectors[DIT_PREFIX + "to_cond_embed.2.weight"] = _inverse(s)
-        for linear in linears:
-            if linear.kind == "cross_attn.to_kv":
-                smoothing.factor[linear.name] = s
+        smoothing.factor |= dict.fromkeys(kv, s)
     return smoothing
 
 
@@ -141,7 +152,7 @@ def _rows(smoothing: Smoothing, name: str, size: int, start: int, s: Float) -> N
     smoothing.rows[name] = factor
 
 
-def _over_readers(absmax: Float, config: DiTConfig) -> Float:
+def over_readers(absmax: Float, config: DiTConfig) -> Float:
     """[query heads * dim] -> the same, each the max over the query heads that read one kv head (repeat_interleave)."""
     grouped = absmax.reshape(config.kv_heads, -1, config.dim_heads)
     return np.broadcast_to(grouped.max(axis=1, keepdims=True), grouped.shape).reshape(-1)

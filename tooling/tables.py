@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +15,59 @@ from safetensors.numpy import load_file, save_file
 from ..engines.errors import UserError
 from ..engines.home import sha256
 from ..exporters.checkpoint import Checkpoint
+from ..exporters.linears import Linear
+from ..runtime.pipeline import Settings
 
 Float = NDArray[np.float32]
 SHIPPED = "calibration.safetensors"
 SLIM_STEPS = 2  # steps that share a row of the shipped table
 
 
-def load_absmax(path: Path, checkpoint: Checkpoint) -> dict[str, Float]:
-    """The table at `path` as absmax of every Linear's input channels, [steps, in] (one row where it never changes).
+@dataclass(frozen=True)
+class Calibration:
+    """What was seen of every Linear's input, by Linear name.
 
-    Raises UserError when it is unreadable or belongs to another checkpoint.
+    sigmas [steps], highest first; absmax [steps, in], one row where it never changes (the conditioning graph);
+    difference: of the guidance pair's difference, first half less the second, absmax [steps, in], step graph only.
     """
+
+    sigmas: NDArray[np.float64]
+    absmax: Mapping[str, Float]
+    difference: Mapping[str, Float]
+
+
+def load_calibration(path: Path, checkpoint: Checkpoint) -> Calibration:
+    """The table at `path`. Raises UserError when it is unreadable or belongs to another checkpoint."""
     metadata, tensors = _read(path)
     if metadata.get("checkpoint") != checkpoint.digest:
         raise UserError(f"the calibration table {path} belongs to another checkpoint; use --recalibrate")
-    widths = {linear.name: linear.in_features for linear in checkpoint.linears}
-    absmax = {}
+    graphs = {linear.name: linear for linear in checkpoint.linears}
+    absmax: dict[str, Float] = {}
+    difference: dict[str, Float] = {}
     try:
+        settings = Settings(**json.loads(metadata["settings"]))
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
-            if kind == "absmax":
-                steps = json.loads(metadata["settings"])["steps"] if len(value) > 1 else 1
-                absmax[name] = np.repeat(value.astype(np.float32), SLIM_STEPS, axis=0)[:steps]
-            elif kind == "max":
-                absmax[name] = np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"]))
-            else:
-                continue
-            if absmax[name].shape[1:] != (widths[name],) or not np.isfinite(absmax[name]).all():
-                raise ValueError(f"{key} of shape {value.shape}")
-    except (KeyError, TypeError, ValueError) as error:
+            steps = 1 if kind == "rows" or graphs[name].graph == "conditioning" else settings.steps
+            if kind == "max":
+                absmax[name] = _checked(key, np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"])), graphs, steps)
+            elif kind == "absmax":
+                absmax[name] = _checked(key, value, graphs, steps)
+            elif kind == "difference":
+                difference[name] = _checked(key, value, graphs, steps)
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"the calibration table {path} is damaged ({error}); use --recalibrate") from None
-    return absmax
+    return Calibration(settings.sigmas[:-1], absmax, difference)
+
+
+def _checked(key: str, value: NDArray, linears: Mapping[str, Linear], steps: int) -> Float:
+    """A row for every step; a slim table has one for every two."""
+    if len(value) != steps:
+        value = np.repeat(value, SLIM_STEPS, axis=0)[:steps]
+    name = key.partition("/")[2]
+    if value.shape != (steps, linears[name].in_features) or not np.isfinite(value).all():
+        raise ValueError(f"{key} of shape {value.shape}")
+    return value.astype(np.float32)
 
 
 def table_facts(path: Path) -> dict:
@@ -88,11 +112,16 @@ def slim_table(table: Path, target: Path) -> None:
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if kind == "max":
-            absmax = np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"]))
-            absmax = np.maximum.reduceat(absmax, np.arange(0, len(absmax), SLIM_STEPS), axis=0)
-            if absmax.max() > 65504:
-                raise UserError(f"{name} reaches {absmax.max():.0f}, more than a slim table's fp16 holds")
-            half = absmax.astype(np.float16)
-            slim[f"absmax/{name}"] = np.where(half < absmax, np.nextafter(half, np.float16(np.inf)), half)
+            slim[f"absmax/{name}"] = _slim(name, np.maximum(np.abs(value), np.abs(tensors[f"min/{name}"])))
+        elif kind == "difference":
+            slim[key] = _slim(name, value)
     save_file(slim, target, metadata)
     target.chmod(0o644)
+
+
+def _slim(name: str, absmax: Float) -> NDArray[np.float16]:
+    absmax = np.maximum.reduceat(absmax, np.arange(0, len(absmax), SLIM_STEPS), axis=0)
+    if absmax.max() > 65504:
+        raise UserError(f"{name} reaches {absmax.max():.0f}, more than a slim table's fp16 holds")
+    half = absmax.astype(np.float16)
+    return np.where(half < absmax, np.nextafter(half, np.float16(np.inf)), half)

@@ -18,7 +18,7 @@ from dit_trt.engines.errors import UserError
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling.calibrate import Plan, calibrate
-from dit_trt.tooling.tables import load_absmax, shipped_table, slim_table
+from dit_trt.tooling.tables import load_calibration, shipped_table, slim_table
 from dit_trt.tooling.workflow import CalibrationOptions, calibration_table
 
 STEPS = 6
@@ -171,7 +171,7 @@ def test_shipped_slim_table_never_understates(tiny: Path, tiny_float: Bundle, tm
     assert shipped_table(checkpoint) is None
     full = calibrate(checkpoint, tiny_float, a_plan(checkpoint, seed=100))
     slim_table(full, folder / "calibration.safetensors")
-    slim, exact = load_absmax(shipped_table(checkpoint) or Path(), checkpoint), load_absmax(full, checkpoint)
+    slim, exact = (load_calibration(path or Path(), checkpoint).absmax for path in (shipped_table(checkpoint), full))
     for name, value in exact.items():
         assert slim[name].shape == value.shape and (slim[name] >= value).all()
         np.testing.assert_allclose(slim[name].max(axis=0), value.max(axis=0), rtol=2e-3, atol=1e-7)
@@ -179,14 +179,14 @@ def test_shipped_slim_table_never_understates(tiny: Path, tiny_float: Bundle, tm
         assert (pairs[:, 0] == pairs[:, -1]).all()
     messages: list[str] = []
     path = calibration_table(checkpoint, "openvino", CalibrationOptions(), say=messages.append)
-    table = load_absmax(path, checkpoint)
+    table = load_calibration(path, checkpoint).absmax
     assert "shipped" in messages[0]
     np.testing.assert_array_equal(table["transformer.layers.0.ff.ff.2"], slim["transformer.layers.0.ff.ff.2"])
     other = write_checkpoint(tmp_path / "other", random_model(seed=5))
     shutil.copy(folder / "calibration.safetensors", other)
     assert shipped_table(Checkpoint.open(str(other))) is None
     with pytest.raises(UserError, match="another checkpoint"):
-        load_absmax(other / "calibration.safetensors", Checkpoint.open(str(other)))
+        load_calibration(other / "calibration.safetensors", Checkpoint.open(str(other)))
 
 
 def test_audiocaps_csv_calibrates(tiny: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_audiocaps_csv_calibrates(tiny: Path, tmp_path: Path) -> None:
     options = CalibrationOptions(prompts=str(csv), num_prompts=2, steps=2)
     assert options.chosen() == ["A dog barks", "Rain, and wind"]
     checkpoint = Checkpoint.open(str(tiny))
-    table = load_absmax(calibration_table(checkpoint, "openvino", options), checkpoint)
+    table = load_calibration(calibration_table(checkpoint, "openvino", options), checkpoint).absmax
     assert table["transformer.layers.0.ff.ff.2"].shape == (2, 256)
 
 
@@ -209,4 +209,4 @@ def test_unreadable_table(tiny: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "table.safetensors"
     path.write_bytes(b"\x10\0\0\0\0\0\0\0{" if damage == "truncated" else b"not a table")
     with pytest.raises(UserError, match="--recalibrate"):
-        load_absmax(path, Checkpoint.open(str(tiny)))
+        load_calibration(path, Checkpoint.open(str(tiny)))

@@ -37,3 +37,56 @@ def test_round_trip_and_axes() -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert (recipe.smoothing, recipe.activation_range) == ("static", "static")
     assert Recipe("none").bits == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sqd_weights": "requantize"}, "belongs to method sqd, not to sqs"),
+        ({"method": "sqd", "sqd_weights": "grouped:1"}, "unknown sqd_weights 'grouped:1'"),
+        ({"method": "sqd", "sqd_weights": "grouped:x"}, "unknown sqd_weights"),
+        ({"method": "sqd", "bits": "w4a8", "sqd_weights": "requantize"}, "requantize needs w8a8"),
+        ({"method": "sqd", "bits_for": (("ff.*", "w4a8"),), "sqd_weights": "requantize"}, "requantize needs w8a8"),
+        ({"lora_form": "residual"}, "needs a lora_rank"),
+        ({"lora_rank": -1}, "lora_rank -1 is outside 0..1024"),
+        ({"smooth": False, "alpha": 0.5}, "there is no alpha"),
+        ({"group_size": 128}, "belong to 4-bit weights"),
+        ({"bits": "w4a8", "group_size": 7}, "group_size 7 is neither"),
+        ({"bits": "w4a8", "w4": "memory"}, "that is method sqt"),
+        ({"method": "sqt", "clip": True}, "sqt takes every token's own"),
+        ({"bits_for": (("ff.*", "int2"),)}, "unknown bits 'int2' for 'ff.*'"),
+        ({"bits_for": (("ff.*", "w4a8"), ("ff.*", "w8a8"))}, "names 'ff.*' more than once"),
+        ({"alpha": "best"}, "alpha best is outside 0..1 and not auto"),
+    ],
+)
+def test_options_that_cannot_go_together(options: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Recipe(**options)
+    assert said in str(caught.value)
+
+
+def test_axes_of_every_method() -> None:
+    def axes(*args: str, **options: object) -> tuple[str, str]:
+        recipe = Recipe(*args, **options)  # type: ignore[arg-type]
+        return recipe.smoothing, recipe.activation_range
+
+    assert axes("sqd") == ("static", "step")
+    assert axes("sqd", sqd_weights="grouped:4") == ("static", "step")
+    assert axes("sqd", sqd_weights="requantize") == ("step", "step")
+    assert axes("sqt") == ("static", "token")
+    assert axes("sqs", smooth=False) == ("none", "static")
+    assert Recipe("sqd", sqd_weights="grouped:16").groups == 16
+
+
+def test_bits_by_layer_the_last_match_counts(tiny: Path) -> None:
+    linears = Checkpoint.open(str(tiny)).linears
+    recipe = Recipe(
+        bits_for=(("ff.*", "w4a8"), ("transformer.layers.1.*", "float"), ("*.1.ff.ff.2", "w8a8")), exclude=("*to_q",)
+    )
+    bits = {linear.name.removeprefix("transformer.layers."): recipe.bits_of(linear) for linear in linears}
+    assert bits["0.ff.ff.0.proj"] == bits["0.ff.ff.2"] == "w4a8"
+    assert bits["0.self_attn.to_qkv"] == bits["1.ff.ff.2"] == "w8a8"
+    assert bits["1.ff.ff.0.proj"] == bits["0.cross_attn.to_q"] == "fp32"
+    assert len(recipe.chosen(linears)) == 7
+    with pytest.raises(UserError, match="matches no Linear"):
+        Recipe(bits_for=(("fff", "w4a8"),)).chosen(linears)

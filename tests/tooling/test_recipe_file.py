@@ -12,17 +12,24 @@ from hypothesis import strategies as st
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
-from dit_trt.tooling.recipe import BITS, METHODS, Recipe
+from dit_trt.tooling.recipe import LAYER_BITS, LORA_FORMS, ROUNDINGS, Recipe
 from dit_trt.tooling.recipe_file import read_recipe, recipe_toml
 
 patterns = st.lists(st.text()).map(tuple)
-quantized = st.builds(
-    Recipe,
-    method=st.sampled_from([name for name in METHODS if name != "none"]),
-    bits=st.sampled_from(BITS),
-    alpha=st.floats(0, 1),
-    include=patterns,
-    exclude=patterns,
+common = {
+    "alpha": st.floats(0, 1) | st.just("auto"),
+    "include": patterns,
+    "exclude": patterns,
+    "lora_rank": st.integers(1, 1024),
+    "lora_form": st.sampled_from(LORA_FORMS),
+}
+four_bits = {"rounding": st.sampled_from(ROUNDINGS), "group_size": st.sampled_from([0, 16, 128])}
+by_layer = st.dictionaries(st.text(), st.sampled_from(LAYER_BITS)).map(lambda pairs: tuple(pairs.items()))
+quantized = (
+    st.builds(Recipe, st.sampled_from(["sqs", "sqt"]), st.just("w4a8"), bits_for=by_layer, **common, **four_bits)
+    | st.builds(Recipe, st.just("sqt"), st.just("w4a8"), w4=st.just("memory"), **common)
+    | st.builds(Recipe, st.just("sqd"), sqd_weights=st.sampled_from(["shared", "requantize", "grouped:4"]), **common)
+    | st.builds(Recipe, st.sampled_from(["sqs", "sqd"]), clip=st.booleans(), smooth=st.just(False))
 )
 
 
@@ -35,8 +42,12 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) ->
 
 def test_what_is_written() -> None:
     text = recipe_toml(Recipe(alpha=0.5, exclude=('a"b', "c\\d\x7f")))
-    assert text == (
-        'method = "sqs"\nbits = "w8a8"\nalpha = 0.5\ninclude = ["*"]\nexclude = ["a\\"b", "c\\\\d\\u007f"]\n'
+    assert text.startswith(
+        'method = "sqs"\nbits = "w8a8"\nalpha = 0.5\nsmooth = true\n'
+        'include = ["*"]\nexclude = ["a\\"b", "c\\\\d\\u007f"]\n'
+    )
+    assert recipe_toml(Recipe(bits_for=(("ff.*", "w4a8"), ("ff.ff.2", "float")))).endswith(
+        '\n\n[bits_for]\n"ff.*" = "w4a8"\n"ff.ff.2" = "float"\n'
     )
     assert tomllib.loads(text)["exclude"] == ['a"b', "c\\d\x7f"]
 
@@ -53,10 +64,16 @@ def test_only_what_a_file_names_is_read(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('metod = "sqs"', ["unknown key 'metod' (did you mean method?)"]),
-        ("zzz = 1", ["unknown key 'zzz' (known: method, bits, alpha, include, exclude)"]),
+        ("zzz = 1", ["unknown key 'zzz' (known: method, bits, alpha, smooth, include, exclude, bits_for, "]),
         ("[build]\nalpha = 0.5", ["unknown key 'build'"]),
-        ("alpha = true", ["alpha takes a number, not a boolean"]),
-        ("alpha = 'auto'", ["alpha takes a number, not a string"]),
+        ("alpha = true", ['alpha takes a number or "auto", not a boolean']),
+        ("alpha = 'most'", ['alpha takes a number or "auto", not a string']),
+        ("smooth = 1", ["smooth takes true or false, not a number"]),
+        ("lora_rank = 1.5", ["lora_rank takes a whole number, not a number"]),
+        ("lora_rank = true", ["lora_rank takes a whole number, not a boolean"]),
+        ("bits_for = ['ff.*']", ["bits_for takes a table of strings, not a list"]),
+        ("[bits_for]\n'ff.*' = 4", ["bits_for takes a table of strings, not a table"]),
+        ("[bits_for]\n'ff.*' = 'w3a3'", ["unknown bits 'w3a3' for 'ff.*'"]),
         ("alpha = 1.5", ["alpha 1.5 is outside 0..1"]),
         ("alpha = nan", ["alpha nan is outside 0..1"]),
         ("include = 'ff.*'", ["include takes a list of strings, not a string"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ from tiny import DEAD_CHANNEL
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
-from dit_trt.tooling.build import quantize_model, write_graphs
+from dit_trt.tooling.build import write_graphs
+from dit_trt.tooling.quantize import quantize_model
 from dit_trt.tooling.recipe import Recipe
-from dit_trt.tooling.smoothing import activation_scale, smoothing_factor
+from dit_trt.tooling.smoothing import activation_scales, smoothing_factor
+from dit_trt.tooling.tables import Calibration
 
 Float = NDArray[np.float32]
-Table = Mapping[str, Float]
 positive = st.floats(0, 1e4, width=32)
 
 
@@ -37,7 +37,7 @@ def test_equation_3() -> None:
 def test_factors_are_positive_and_finite(x: Float, w: Float, alpha: float) -> None:
     s = smoothing_factor(x, w, alpha)
     assert np.isfinite(s).all() and (s > 0).all()
-    delta = activation_scale(x[None], s)
+    [delta] = activation_scales(x[None], s)
     assert np.isfinite(delta) and delta > 0
 
 
@@ -87,20 +87,20 @@ def run_all(folder: Path, reference: Bundle) -> dict[str, NDArray]:
     ids=["all", "alpha", "ff.2 alone", "to_out alone", "one to_kv", "producers in float"],
 )
 def test_folded_float_graph_equals_the_unfolded(
-    tiny: Path, tiny_float: Bundle, tiny_table: Table, recipe: Recipe, tmp_path: Path
+    tiny: Path, tiny_float: Bundle, tiny_table: Calibration, recipe: Recipe, tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint.open(str(tiny))
-    smoothing, _ = quantize_model(checkpoint, recipe, tiny_table)
+    smoothing = quantize_model(checkpoint, recipe, tiny_table)[0].smoothing
     write_graphs(checkpoint, tmp_path, smoothing)
     expected, found = run_all(tiny_float.folder, tiny_float), run_all(tmp_path, tiny_float)
     assert np.abs(found["velocity"] - expected["velocity"]).max() <= 2e-5 * np.abs(expected["velocity"]).max()
     np.testing.assert_array_equal(found["global_embed"], expected["global_embed"])
 
 
-def test_folding_changed_the_weights(tiny: Path, tiny_float: Bundle, tiny_table: Table, tmp_path: Path) -> None:
+def test_folding_changed_the_weights(tiny: Path, tiny_float: Bundle, tiny_table: Calibration, tmp_path: Path) -> None:
     """The test above would pass on a fold that does nothing; and V must really carry 1/s."""
     checkpoint = Checkpoint.open(str(tiny))
-    smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    smoothing = quantize_model(checkpoint, Recipe("sqs"), tiny_table)[0].smoothing
     write_graphs(checkpoint, tmp_path, smoothing)
     expected, found = run_all(tiny_float.folder, tiny_float), run_all(tmp_path, tiny_float)
     assert np.abs(found["context_v.0"] - expected["context_v.0"]).max() > 0.1 * np.abs(expected["context_v.0"]).max()
@@ -108,9 +108,11 @@ def test_folding_changed_the_weights(tiny: Path, tiny_float: Bundle, tiny_table:
         assert s.std() > 1e-3 * s.mean()
 
 
-def test_a_fold_on_the_wrong_rows_is_caught(tiny: Path, tiny_float: Bundle, tiny_table: Table, tmp_path: Path) -> None:
+def test_a_fold_on_the_wrong_rows_is_caught(
+    tiny: Path, tiny_float: Bundle, tiny_table: Calibration, tmp_path: Path
+) -> None:
     checkpoint = Checkpoint.open(str(tiny))
-    smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    smoothing = quantize_model(checkpoint, Recipe("sqs"), tiny_table)[0].smoothing
     name = "transformer.layers.0.self_attn.to_qkv"
     smoothing.rows[name] = np.roll(smoothing.rows[name], 1)
     write_graphs(checkpoint, tmp_path, smoothing)
@@ -118,9 +120,9 @@ def test_a_fold_on_the_wrong_rows_is_caught(tiny: Path, tiny_float: Bundle, tiny
     assert np.abs(found["velocity"] - expected["velocity"]).max() > 1e-3 * np.abs(expected["velocity"]).max()
 
 
-def test_query_heads_that_share_a_kv_head_share_their_factor(tiny: Path, tiny_table: Table) -> None:
+def test_query_heads_that_share_a_kv_head_share_their_factor(tiny: Path, tiny_table: Calibration) -> None:
     checkpoint = Checkpoint.open(str(tiny))
-    smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    smoothing = quantize_model(checkpoint, Recipe("sqs"), tiny_table)[0].smoothing
     config = checkpoint.sizes.dit
     assert (config.num_heads, config.kv_heads) == (4, 2)
     s = smoothing.factor["transformer.layers.1.cross_attn.to_out"].reshape(4, 32)
@@ -129,9 +131,9 @@ def test_query_heads_that_share_a_kv_head_share_their_factor(tiny: Path, tiny_ta
     assert not np.array_equal(s[0], s[2])
 
 
-def test_dead_channel_and_zero_context(tiny: Path, tiny_table: Table, tiny_sqs: Bundle) -> None:
+def test_dead_channel_and_zero_context(tiny: Path, tiny_table: Calibration, tiny_sqs: Bundle) -> None:
     """A channel nothing ever excites, and the unconditional half whose context is all zero: no NaN, no infinity."""
-    dead = tiny_table["transformer.layers.0.ff.ff.2"][:, DEAD_CHANNEL]
+    dead = tiny_table.absmax["transformer.layers.0.ff.ff.2"][:, DEAD_CHANNEL]
     assert not dead.any(), "the tiny model's dead channel must be dead"
     found = run_all(tiny_sqs.folder, tiny_sqs)
     for name, value in found.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,9 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.exporters.linears import Linear
 from dit_trt.runtime.pipeline import Pipeline, Settings
-from dit_trt.tooling.build import quantize_model
+from dit_trt.tooling.quantize import quantize_model
 from dit_trt.tooling.recipe import Recipe
-
-Table = Mapping[str, NDArray[np.float32]]
+from dit_trt.tooling.tables import Calibration
 
 
 def exposed_run(bundle: Bundle, graph: str, feeds: Mapping[str, NDArray], folder: Path) -> dict[str, NDArray]:
@@ -76,10 +76,10 @@ def simulate(
 
 @pytest.mark.parametrize("graph", ["step", "conditioning"])
 def test_every_linears_integers_equal_the_simulation(
-    tiny: Path, tiny_sqs: Bundle, tiny_table: Table, graph: str, tmp_path: Path
+    tiny: Path, tiny_sqs: Bundle, tiny_table: Calibration, graph: str, tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint.open(str(tiny))
-    smoothing, _ = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    smoothing = quantize_model(checkpoint, Recipe("sqs"), tiny_table)[0].smoothing
     values = exposed_run(tiny_sqs, graph, feeds_of(tiny_sqs)[graph], tmp_path)
     model = onnx.load(tiny_sqs.path(f"{graph}.onnx"))
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -107,12 +107,13 @@ def test_every_linears_integers_equal_the_simulation(
     assert checked == {"step": 2 * 9, "conditioning": 2 * 2}[graph]
 
 
-def test_activation_scale_covers_what_calibration_saw(tiny: Path, tiny_table: Table) -> None:
+def test_activation_scale_covers_what_calibration_saw(tiny: Path, tiny_table: Calibration) -> None:
     """delta * 127 is the largest smoothed activation over all steps and channels (static range)."""
     checkpoint = Checkpoint.open(str(tiny))
-    smoothing, quantized = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
-    for name, item in quantized.items():
-        largest = (tiny_table[name] / smoothing.factor[name]).max()
+    [model] = quantize_model(checkpoint, Recipe("sqs"), tiny_table)
+    smoothing = model.smoothing
+    for name, item in model.linears.items():
+        largest = (tiny_table.absmax[name] / smoothing.factor[name]).max()
         assert item.activation.scale * 127 == pytest.approx(largest, rel=1e-6)
 
 
@@ -123,13 +124,13 @@ def test_linears_that_share_an_input_share_one_quantizer(tiny_sqs: Bundle) -> No
     assert sum(node.op_type == "QuantizeLinear" for node in step.node) == 2 * 6
 
 
-def test_missing_linear_in_the_table_is_named(tiny: Path, tiny_table: Table) -> None:
+def test_missing_linear_in_the_table_is_named(tiny: Path, tiny_table: Calibration) -> None:
     from dit_trt.engines.errors import UserError
 
-    table = dict(tiny_table)
-    del table["transformer.layers.1.ff.ff.2"]
+    absmax = dict(tiny_table.absmax)
+    del absmax["transformer.layers.1.ff.ff.2"]
     with pytest.raises(UserError, match=r"transformer\.layers\.1\.ff\.ff\.2"):
-        quantize_model(Checkpoint.open(str(tiny)), Recipe("sqs"), table)
+        quantize_model(Checkpoint.open(str(tiny)), Recipe("sqs"), replace(tiny_table, absmax=absmax))
 
 
 def test_the_engine_misses_by_as_much_as_the_exact_integers_do(
