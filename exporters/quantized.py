@@ -33,10 +33,15 @@ class Activation:
     static: by `scale`. step: x * r[t] by `scale`, the largest delta of any step; the table `range/<name>` has
     r[t] = scale / delta[t]. token: every token by its own absmax / 127, found inside the graph and never less than
     `scale`. engine: left in float; the engine quantizes it by itself (4-bit weights that stay 4-bit).
+
+    difference: given, the two halves of the guidance pair (the batch), c and u, are coded as d = (c - u) * difference
+    and u before all this, and the products of both put together again as u + d / difference. With the range step it
+    is the table `difference/<name>`, and this is 1.
     """
 
     range: Literal["static", "step", "token", "engine"]
     scale: float
+    difference: float | None = None
 
 
 @dataclass(frozen=True)

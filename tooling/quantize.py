@@ -107,15 +107,31 @@ def _quantize_range(
         )
         if name in by_step:
             tables |= _step_tables(linear, x, checkpoint.tensor(linear.key()), absmax_w(linear), float(recipe.alpha))
-            activation = Activation("step", 1.0)
+            delta, s_of_range = tables[f"delta/{name}"][:, 0], tables[f"smoothing/{name}"]
         else:
-            delta = activation_scales(x, s)
-            activation = Activation(kind, float(delta.max()) * (TOKEN_FLOOR if kind == "token" else 1))
+            delta, s_of_range = activation_scales(x, s), s
+        scale = {"token": TOKEN_FLOOR * float(delta.max())}.get(kind, 1.0 if name in by_step else float(delta.max()))
+        ratio = None
+        if recipe.cfg_pair == "difference" and linear.graph == "step":
+            ratio = 1.0
+            if kind != "token":
+                of_difference = activation_scales(_difference(calibration, name)[steps], s_of_range)
+                ratio = float(delta.max() / of_difference.max())
             if kind == "step":
-                tables[f"range/{name}"] = (delta.max() / delta)[:, None]
+                tables[f"difference/{name}"] = (delta / of_difference)[:, None]
+                ratio = 1.0
+        if kind == "step" and name not in by_step:
+            tables[f"range/{name}"] = (delta.max() / delta)[:, None]
+        activation = Activation(kind, scale, ratio)
         whole = partial(_whole, checkpoint, linear, s, recipe)
         linears[name] = Quantized(linear, s, activation, whole, recipe.lora_rank, name in by_step)
     return QuantizedRange(linears, smoothing, calibration.sigmas[steps], tables)
+
+
+def _difference(calibration: Calibration, name: str) -> Float:
+    if name not in calibration.difference:
+        raise UserError("the calibration table knows nothing of the guidance pair; calibrate again with --recalibrate")
+    return calibration.difference[name]
 
 
 def _steps_of(linear: Linear, steps: slice, all_steps: bool = False) -> slice:

@@ -17,6 +17,7 @@ LAYER_BITS = (*BITS, "float")
 SQD_WEIGHTS = ("shared", "requantize", "grouped:2..16")
 W4 = ("expanded", "memory")
 ROUNDINGS = ("nearest", "gptq")
+CFG_PAIRS = ("halves", "difference")
 LORA_FORMS = ("svdquant", "residual")
 MAX_GROUPS = 16
 MAX_RANK = 1024
@@ -33,8 +34,10 @@ class Recipe:
     are wildcards over the full name (`transformer.layers.3.ff.ff.2`) or the kind within a block (`ff.ff.2`).
     sqd_weights: what SQD does with the weights: `shared` by all steps, `requantize`d at each, `grouped:G`, a set for
     each of G ranges of steps. lora_rank, lora_form: the FP16 low-rank branch; 0: none. clip: activation ranges by
-    least output error. For 4-bit weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input
-    channels that share a scale, 0 for all of an output channel; rounding: `nearest` or `gptq`.
+    least output error. cfg_pair: both halves of the guidance pair are quantized as they are, or one of them as its
+    `difference` from the other, whose error guidance does not multiply. For 4-bit weights, w4: `expanded` to int8 in
+    the engine or kept in `memory`; group_size: input channels that share a scale, 0 for all of an output channel;
+    rounding: `nearest` or `gptq`.
     """
 
     method: str = "sqs"
@@ -48,6 +51,7 @@ class Recipe:
     lora_rank: int = 0
     lora_form: str = "svdquant"
     clip: bool = False
+    cfg_pair: str = "halves"
     w4: str = "expanded"
     group_size: int = 64
     rounding: str = "nearest"
@@ -68,6 +72,7 @@ class Recipe:
             ("w4", self.w4, W4),
             ("rounding", self.rounding, ROUNDINGS),
             ("lora_form", self.lora_form, LORA_FORMS),
+            ("cfg_pair", self.cfg_pair, CFG_PAIRS),
         ):
             if value not in known:
                 yield f"unknown {name} {value!r} (one of: {', '.join(known)})"
@@ -106,11 +111,8 @@ class Recipe:
             yield f"{', '.join(sorted(idle))} belong to 4-bit weights (bits w4a8)"
         if four and self.requantizes:
             yield "sqd_weights requantize needs w8a8: four bits have lost what a step would restore"
-        if self.w4 == "memory" and four:
-            if self.method != "sqt":
-                yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
-            if self.clip:
-                yield "clip needs static or step ranges, w4 memory has the engine's"
+        if self.w4 == "memory" and four and self.method != "sqt":
+            yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
         if self.clip and self.method == "sqt":
             yield "clip needs static or step ranges, sqt takes every token's own"
 

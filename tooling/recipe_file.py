@@ -54,6 +54,7 @@ KEYS = {
     "lora_rank": "a whole number",
     "lora_form": "a string",
     "clip": "true or false",
+    "cfg_pair": "a string",
     "w4": "a string",
     "group_size": "a whole number",
     "rounding": "a string",

@@ -51,27 +51,40 @@ class SimulatedLinear(nn.Module):
         self._parts = list(item.linear.parts.values())
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        ratio = self._item.activation.difference
+        if ratio is None:
+            y = self._product(x)
+        else:
+            ratio = float(self._tables.get(f"difference/{self._item.linear.name}", torch.tensor(ratio)))
+            d, u = self._product(torch.stack(((x[0] - x[1]) * ratio, x[1])))
+            y = torch.stack((u + d / ratio, u))
+        if self._bias is not None:
+            y = y + self._bias
+        return y if len(self._parts) == 1 else y.split(self._parts, dim=-1)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """x [batch, tokens, in] -> [batch, tokens, out], without the bias."""
         item, name = self._item, self._item.linear.name
         if item.by_step:
             s, sigma = self._tables[f"smoothing/{name}"], self._tables[f"weight_scale/{name}"][:, None]
             y = fake_quantize(x / s, self._tables[f"delta/{name}"]) @ fake_quantize(self._weight / self._s * s, sigma).T
         else:
-            smoothed = x / self._s
-            match item.activation.range:
-                case "static":
-                    rounded = fake_quantize(smoothed, item.activation.scale)
-                case "step":
-                    rounded = fake_quantize(smoothed, item.activation.scale / self._tables[f"range/{name}"])
-                case _:
-                    scale = (smoothed.abs().amax(-1, keepdim=True) / 127).clamp_min(item.activation.scale)
-                    rounded = fake_quantize(smoothed, scale)
-            y = rounded @ self._weight.T
+            y = self._rounded(x / self._s) @ self._weight.T
         if self._branch is not None:
             a, b = self._branch
             y = y + (x / self._s) @ a @ b
-        if self._bias is not None:
-            y = y + self._bias
-        return y if len(self._parts) == 1 else y.split(self._parts, dim=-1)
+        return y
+
+    def _rounded(self, smoothed: Tensor) -> Tensor:
+        activation = self._item.activation
+        match activation.range:
+            case "static":
+                return fake_quantize(smoothed, activation.scale)
+            case "step":
+                return fake_quantize(smoothed, activation.scale / self._tables[f"range/{self._item.linear.name}"])
+            case _:
+                absmax = smoothed.abs().amax(-1, keepdim=True)
+                return fake_quantize(smoothed, (absmax / 127).clamp_min(activation.scale))
 
 
 class SimulatedModel:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
-from dit_trt.tooling.recipe import LAYER_BITS, LORA_FORMS, ROUNDINGS, Recipe
+from dit_trt.tooling.recipe import CFG_PAIRS, LAYER_BITS, LORA_FORMS, ROUNDINGS, Recipe
 from dit_trt.tooling.recipe_file import read_recipe, recipe_toml
 
 patterns = st.lists(st.text()).map(tuple)
@@ -22,6 +22,7 @@ common = {
     "exclude": patterns,
     "lora_rank": st.integers(1, 1024),
     "lora_form": st.sampled_from(LORA_FORMS),
+    "cfg_pair": st.sampled_from(CFG_PAIRS),
 }
 four_bits = {"rounding": st.sampled_from(ROUNDINGS), "group_size": st.sampled_from([0, 16, 128])}
 by_layer = st.dictionaries(st.text(), st.sampled_from(LAYER_BITS)).map(lambda pairs: tuple(pairs.items()))
