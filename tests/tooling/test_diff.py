@@ -62,7 +62,7 @@ def test_numbers_equal_a_plain_loop(tiny_float: Bundle, tiny_sqs: Bundle) -> Non
 
         theirs.sample(theirs_c, settings, observe=observe)
         for step, (x, expected) in enumerate(seen):
-            inputs = {**ours_c.constants, "x": x, "time_embed": ours_c.time_embed[step]}
+            inputs = {**ours_c.constants, "x": x, **ours_c.at(step)}
             found = guide(ours.engine("step").run(inputs)["velocity"], 7.0)
             cosine = (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected)
             error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
