@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 def interpolate(knots: NDArray[np.floating], log_table: NDArray[np.floating], sigmas: ArrayLike) -> Float:
-    """The logarithm of a table at the noise levels `sigmas` [n]: log_table [k, width], knots [k] -> float32 [n, width]."""
+    """knots [k], log_table [k, width], noise levels `sigmas` [n] -> the logarithm at each, float32 [n, width]."""
     places = np.log(np.asarray(sigmas, np.float64))
     knots = knots.astype(np.float64)
     places = np.clip(places, knots[0], knots[-1])
