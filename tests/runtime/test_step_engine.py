@@ -24,18 +24,6 @@ SCHEDULES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def scaled(tiny_float: Bundle, home: Path) -> Bundle:
-    return scaled_bundle(tiny_float, home / "fixtures" / "scaled")
-
-
-@pytest.fixture(scope="module")
-def grouped(tiny_float: Bundle, scaled: Bundle, home: Path) -> Bundle:
-    """Scales and three graphs; the bounds are the noise levels of steps 1 and 3 of `Settings(steps=6)`."""
-    bounds = [float(Settings(steps=6).sigmas[step]) for step in (1, 3)]
-    return grouped_bundle(scaled, home / "fixtures" / "grouped", bounds, slots_of(tiny_float))
-
-
 def scales_by_hand(bundle: Bundle, sigma: float, shift: float = 0.0) -> NDArray:
     """Both gains at a noise level, float64: those of the graph times r, and times wide^2 / r."""
     first, last = slots_of(bundle)
@@ -69,9 +57,9 @@ def opened(bundle: Bundle, graph: str) -> OpenVINOEngine:
 
 
 @pytest.mark.parametrize("settings", SCHEDULES, ids=lambda s: f"{s.steps} {s.sampler}")
-def test_a_run_is_the_engine_fed_by_hand(tiny_float: Bundle, scaled: Bundle, settings: Settings) -> None:
-    conditioning, calls = recorded(Pipeline(scaled), settings)
-    engine = opened(scaled, "step")
+def test_a_run_is_the_engine_fed_by_hand(tiny_float: Bundle, tiny_scaled: Bundle, settings: Settings) -> None:
+    conditioning, calls = recorded(Pipeline(tiny_scaled), settings)
+    engine = opened(tiny_scaled, "step")
     assert len(calls) == settings.steps
     for sigma, (inputs, velocity) in zip(settings.sigmas, calls):
         assert set(inputs) == {"x", "time_embed", "step_scales"}
@@ -79,9 +67,9 @@ def test_a_run_is_the_engine_fed_by_hand(tiny_float: Bundle, scaled: Bundle, set
         np.testing.assert_array_equal(velocity, engine.run({**conditioning.constants, **inputs})["velocity"])
 
 
-def test_the_pieces_stand_where_the_weights_stood(tiny_float: Bundle, scaled: Bundle, tmp_path: Path) -> None:
+def test_the_pieces_stand_where_the_weights_stood(tiny_float: Bundle, tiny_scaled: Bundle, tmp_path: Path) -> None:
     """At every step the graph equals the one without scales whose gains are that step's."""
-    conditioning, calls = recorded(Pipeline(scaled), Settings(steps=4))
+    conditioning, calls = recorded(Pipeline(tiny_scaled), Settings(steps=4))
     for step, (inputs, velocity) in enumerate(calls):
         gains = np.split(scales_by_hand(tiny_float, conditioning.sigmas[step]), 2)
 
@@ -112,11 +100,11 @@ def test_the_noise_level_chooses_the_graph_exactly_at_the_bounds() -> None:
 
 @pytest.mark.parametrize("settings", SCHEDULES, ids=lambda s: f"{s.steps} {s.sampler}")
 def test_every_step_runs_in_its_own_graph_with_its_own_tables(
-    tiny_float: Bundle, grouped: Bundle, settings: Settings
+    tiny_float: Bundle, tiny_grouped: Bundle, settings: Settings
 ) -> None:
-    conditioning, calls = recorded(Pipeline(grouped), settings)
-    high, low = grouped.manifest["step_sigmas"]
-    engines = [opened(grouped, graph) for graph in ("step", "step-1", "step-2")]
+    conditioning, calls = recorded(Pipeline(tiny_grouped), settings)
+    high, low = tiny_grouped.manifest["step_sigmas"]
+    engines = [opened(tiny_grouped, graph) for graph in ("step", "step-1", "step-2")]
     used = []
     for sigma, (inputs, velocity) in zip(settings.sigmas, calls):
         index = 0 if sigma >= high else 1 if sigma >= low else 2
@@ -143,20 +131,20 @@ def test_a_bound_just_above_a_step_moves_it_to_the_next_graph(tiny_float: Bundle
     assert [above.step_engine.graph(conditioning, step) for step in range(3)] == ["step", "step-1", "step-1"]
 
 
-def test_every_prompt_binds_its_own_conditioning_to_every_graph(grouped: Bundle) -> None:
+def test_every_prompt_binds_its_own_conditioning_to_every_graph(tiny_grouped: Bundle) -> None:
     """Two prompts in a row, then the first again: each as if it were alone. And two at once, taking turns."""
     settings = Settings(steps=6)
     prompts = ["dog", "rain", "dog"]
-    alone = {prompt: Pipeline(grouped)(prompt, steps=6)[0] for prompt in ("dog", "rain")}
+    alone = {prompt: Pipeline(tiny_grouped)(prompt, steps=6)[0] for prompt in ("dog", "rain")}
     assert np.abs(alone["dog"] - alone["rain"]).max() > 1e-3
-    one = Pipeline(grouped)
+    one = Pipeline(tiny_grouped)
     for prompt in prompts:
         np.testing.assert_array_equal(one(prompt, steps=6)[0], alone[prompt])
     conditionings = [one.condition(prompt, settings, 0.7) for prompt in ("dog", "rain")]
     x = np.random.default_rng(0).standard_normal((2, *one.step_engine.latent_shape)).astype(np.float32)
     turns = [[one.step_engine.run(c, step, x)["velocity"] for c in conditionings] for step in range(6)]
     for index, conditioning in enumerate(conditionings):
-        fresh = Pipeline(grouped).step_engine
+        fresh = Pipeline(tiny_grouped).step_engine
         for step in range(6):
             np.testing.assert_array_equal(turns[step][index], fresh.run(conditioning, step, x)["velocity"])
 
@@ -200,8 +188,8 @@ def test_the_conditioning_of_another_schedule_is_refused(tiny_float: Bundle) -> 
             pipeline.sample(conditioning, other)
 
 
-def test_shapes_of_every_graph(grouped: Bundle, tiny_float: Bundle) -> None:
-    sizes = grouped.manifest["sizes"]
+def test_shapes_of_every_graph(tiny_grouped: Bundle, tiny_float: Bundle) -> None:
+    sizes = tiny_grouped.manifest["sizes"]
     shapes = graph_shapes(sizes, step_sigmas=[9.0, 1.0])
     assert shapes["step"]["step_scales"] == (sizes["step_scales"],) == (256,)
     assert shapes["step"] == shapes["step-1"] == shapes["step-2"] and "step-3" not in shapes
@@ -209,12 +197,14 @@ def test_shapes_of_every_graph(grouped: Bundle, tiny_float: Bundle) -> None:
     assert "step_scales" not in graph_shapes(tiny_float.manifest["sizes"])["step"]
 
 
-def test_scales_that_the_manifest_misstates_are_one_line(scaled: Bundle, tiny_float: Bundle, tmp_path: Path) -> None:
+def test_scales_that_the_manifest_misstates_are_one_line(
+    tiny_scaled: Bundle, tiny_float: Bundle, tmp_path: Path
+) -> None:
     """Of another number; not of this graph; not mentioned."""
     cases = {
-        "its pieces are 256 floats, the step graph takes 255": (scaled, 255),
+        "its pieces are 256 floats, the step graph takes 255": (tiny_scaled, 255),
         "openvino cannot compile step.onnx": (tiny_float, 256),
-        "do not fit together": (scaled, None),
+        "do not fit together": (tiny_scaled, None),
     }
     for index, (message, (source, n)) in enumerate(cases.items()):
         bundle = scaled_bundle(tiny_float, tmp_path / str(index))
