@@ -150,7 +150,7 @@ def test_every_prompt_binds_its_own_conditioning_to_every_graph(tiny_grouped: Bu
 
 
 class Refusing:
-    """An engine that refuses its first inputs, and keeps account of what it is given."""
+    """An engine that refuses its second inputs, and keeps account of what it is given."""
 
     inputs: dict[str, tuple[int, ...]]
 
@@ -159,7 +159,7 @@ class Refusing:
 
     def run(self, inputs: dict) -> dict:
         self.given.append(set(inputs))
-        if len(self.given) == 1:
+        if len(self.given) == 2:
             raise ValueError("no")
         return {"velocity": inputs["x"]}
 
@@ -172,12 +172,13 @@ def test_constants_are_handed_over_once_and_again_after_a_refusal() -> None:
     one, other = (Conditioning({"c": x}, {"t": np.zeros((2, 3))}, np.array([9.0, 1.0])) for _ in range(2))  # type: ignore[dict-item]
     engine = Refusing()
     step = StepEngine({"step": engine})
+    step.run(one, 0, x)
     with pytest.raises(ValueError, match=r"^no$"):
-        step.run(one, 0, x)
+        step.run(other, 0, x)
     for conditioning in (one, one, other, other, one):
         step.run(conditioning, 0, x)
     full, changing = {"x", "t", "c"}, {"x", "t"}
-    assert engine.given == [full, full, changing, full, changing, full]
+    assert engine.given == [full, full, full, changing, full, changing, full]
 
 
 def test_the_conditioning_of_another_schedule_is_refused(tiny_float: Bundle) -> None:

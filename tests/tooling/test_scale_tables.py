@@ -49,7 +49,7 @@ def test_a_table_with_few_bends_is_found_again(bends: set[int], seed: int) -> No
 def test_every_table_counts_alike() -> None:
     """A step where a table of width 1 jumps is a knot, however wide another table is."""
     narrow = np.where(np.arange(100) < 30, 1.0, 9.0)[:, None]
-    wide = np.exp(np.random.default_rng(0).normal(0, 0.05, (100, 500)))
+    wide = np.exp(np.random.default_rng(0).normal(0, 0.5, (100, 500)))
     knots = choose_knots(SIGMAS, {"narrow": narrow, "wide": wide})
     assert {np.float32(np.log(SIGMAS[i])) for i in (29, 30)} <= set(knots)
 
