@@ -2,7 +2,9 @@
 
     manifest.json      format, recipe, model and its licence, sizes, schedule, versions, bytes and sha256 of every file
     text.onnx, conditioning.onnx, step.onnx, decoder.onnx, and encoder.onnx where the model has one, each with its .data
+    step-1.onnx, ...   where several step graphs share the noise levels (`step_sigmas`), each with its .data
     scales.safetensors what quantization decided: per Linear its activation scale and smoothing factor
+    step.scales.safetensors, ... what changes from step to step (SQD), one for each step graph
     tokenizer.json
 
 A bundle is whole or absent: it is written under a temporary name, flushed to the disk and swapped in, so that neither

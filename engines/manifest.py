@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -16,8 +18,17 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 _GRAPHS = ("text.onnx", "conditioning.onnx", "step.onnx", "decoder.onnx")
 REQUIRED = frozenset({*_GRAPHS, *(f"{name}.data" for name in _GRAPHS), "scales.safetensors", "tokenizer.json"})
+SCALES = "{}.scales.safetensors"  # of a step graph that takes `step_scales`
 _BLANK = "0" * 64  # stands in the manifest's own `sha256` while that is computed
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def step_graphs(step_sigmas: Sequence[float]) -> tuple[str, ...]:
+    """Names of the step graphs, highest noise first; `step_sigmas` are the falling bounds between them.
+
+    The first runs at every noise level that reaches the first bound, and so on; the last below all bounds.
+    """
+    return ("step", *(f"step-{index + 1}" for index in range(len(step_sigmas))))
 
 
 def read_manifest(folder: Path) -> dict:
@@ -38,6 +49,9 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(f"{path} is damaged (it does not match its own sha256); build the bundle again")
     files = manifest.get("files")
     fields = _FIELDS | (_TILING if isinstance(files, dict) and "encoder.onnx" in files else {})
+    sizes = manifest.get("sizes")
+    fields |= {"step_sigmas": _are_falling} if "step_sigmas" in manifest else {}
+    fields |= {"sizes.step_scales": _is_size} if isinstance(sizes, dict) and "step_scales" in sizes else {}
     faults = [name for name, is_good in fields.items() if not is_good(field(manifest, name))]
     if faults:
         raise UserError(f"{path} lacks or misstates {', '.join(faults)}; build the bundle again")
@@ -46,6 +60,9 @@ def read_manifest(folder: Path) -> dict:
         if not _FILE_NAME.fullmatch(name):
             raise UserError(f"the bundle {folder.name} names a file outside itself: {name!r:.60}; build it again")
     needed = REQUIRED | {f"{name}.data" for name in files if name.endswith(".onnx")}
+    for graph in step_graphs(manifest.get("step_sigmas", ())):
+        needed |= {f"{graph}.onnx", f"{graph}.onnx.data"}
+        needed |= {SCALES.format(graph)} if "step_scales" in manifest["sizes"] else set()
     if missing := sorted(needed - files.keys()):
         raise UserError(f"{path} does not list {', '.join(missing)}; build the bundle again")
     return manifest
@@ -96,6 +113,14 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float)
+
+
+def _are_falling(value: object) -> bool:
+    """Noise levels, each below the one before."""
+    if not (isinstance(value, list) and all(_is_number(sigma) for sigma in value)):
+        return False
+    ends = [math.inf, *value, 0]
+    return all(above > below for above, below in itertools.pairwise(ends))
 
 
 def _is_pretransform(value: object) -> bool:

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from ..engines.base import Engine, choose_backend, open_engine
 from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError, last_line
-from .denoiser import Conditioning, GuidedDenoiser, Observer
+from ..engines.manifest import SCALES, step_graphs
+from .denoiser import GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
 from .samplers import SAMPLERS
+from .scale_tables import ScaleTables, load_scales
 from .schedule import polyexponential_sigmas, sigma_to_t
+from .step_engine import ByGraph, ByStep, Conditioning, StepEngine
 from .tiles import decode_tiles, encode_tiles
 from .tokens import PromptTokenizer
 from .wav import finish
@@ -106,6 +109,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, device: str | None = None):
         self.bundle = bundle
         self.sizes: dict[str, int] = bundle.manifest["sizes"]
+        self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
         self._device = device
         self._engines: dict[tuple[str, int], Engine] = {}
@@ -195,9 +199,10 @@ class Pipeline:
         self, prompt: str, settings: Settings, seconds: float, negative_prompt: str | None = None
     ) -> Conditioning:
         """Run the text and conditioning graphs for one prompt and a whole schedule."""
+        sigmas = settings.sigmas[:-1]
         texts = [prompt, prompt if negative_prompt is None else negative_prompt]
         embeds = [self._embed(text) for text in texts]
-        t = sigma_to_t(settings.sigmas[:-1]).astype(np.float32)
+        t = sigma_to_t(sigmas).astype(np.float32)
         rows = -(-len(t) // TIME_ROWS) * TIME_ROWS
         outputs = self.engine("conditioning", rows).run(
             {
@@ -208,10 +213,12 @@ class Pipeline:
                 "t": np.pad(t, (0, rows - len(t)), mode="edge"),
             }
         )
-        return Conditioning(
-            {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))},
-            outputs["time_embed"][: len(t)],
-        )
+        steps: dict[str, ByStep] = {"time_embed": outputs["time_embed"][: len(t)]}
+        if self._scale_tables:
+            scales = [tables.at(sigmas) for tables in self._scale_tables]
+            steps["step_scales"] = ByGraph(scales, sigmas, self.step_sigmas)
+        constants = {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))}
+        return Conditioning(constants, steps, sigmas)
 
     def sample(
         self,
@@ -220,16 +227,21 @@ class Pipeline:
         on_step: Callable[[int], object] = lambda step: None,
         observe: Observer | None = None,
     ) -> Float:
-        """The sampling loop -> latents float32 [channels, latents]. All noise comes from the seed, on the CPU."""
-        engine = self.engine("step")
+        """The sampling loop -> latents float32 [channels, latents]. All noise comes from the seed, on the CPU.
+
+        Raises ValueError when the conditioning was made for other noise levels than those of `settings`.
+        """
+        engine = self.step_engine
         sigmas = settings.sigmas
-        shape = engine.inputs["x"][1:]
+        if not np.array_equal(sigmas[:-1], conditioning.sigmas):
+            raise ValueError("the conditioning is that of another schedule")
+        shape = engine.latent_shape
         rng = np.random.Generator(np.random.PCG64(settings.seed))
 
         def noise(step: int) -> Float:
             return rng.standard_normal(shape, np.float32)
 
-        guided = GuidedDenoiser(engine, conditioning, sigmas, settings.cfg_scale, observe)
+        guided = GuidedDenoiser(engine, conditioning, settings.cfg_scale, observe)
 
         def denoise(x: Float, sigma: float, step: int) -> Float:
             with self._fitting():  # what on_step raises is the caller's own
@@ -282,6 +294,11 @@ class Pipeline:
         """tile and overlap in latents, samples a latent"""
         return self.sizes["tile_latents"], self.sizes["tile_overlap"], self.sizes["downsampling_ratio"]
 
+    @cached_property
+    def step_engine(self) -> StepEngine:
+        """All step graphs of the bundle, compiled."""
+        return StepEngine({graph: self.engine(graph) for graph in step_graphs(self.step_sigmas)}, self.step_sigmas)
+
     def engine(self, graph: str, steps: int = 0) -> Engine:
         """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's rows of t)."""
         if (graph, steps) not in self._engines:
@@ -291,10 +308,18 @@ class Pipeline:
     def _open(self, graph: str, steps: int) -> Engine:
         if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
             raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
-        shapes = graph_shapes(self.sizes, steps)[graph]
+        shapes = graph_shapes(self.sizes, steps, self.step_sigmas)[graph]
         files = self.bundle.manifest["files"]
         digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
         return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, digest)
+
+    @cached_property
+    def _scale_tables(self) -> list[ScaleTables]:
+        """Those of every step graph; none where the steps differ by their time alone."""
+        if "step_scales" not in self.sizes:
+            return []
+        files = [self.bundle.path(SCALES.format(graph)) for graph in step_graphs(self.step_sigmas)]
+        return [load_scales(file, self.sizes["step_scales"]) for file in files]
 
     @cached_property
     def _tokenizer(self) -> PromptTokenizer:
@@ -321,13 +346,25 @@ def check_clips(
             raise UserError(f"the prompt {text[:40]!r} is not UTF-8 text; set your terminal to UTF-8")
 
 
-def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile."""
+def graph_shapes(
+    sizes: dict[str, int], steps: int = TIME_ROWS, step_sigmas: Sequence[float] = ()
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile.
+
+    steps: rows of t; step_sigmas: the manifest's, there is a step graph more than these.
+    """
     s = sizes
     key = (2, s["num_heads"], s["context_tokens"], s["dim_heads"])
     context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
     latents = s["max_latents"]
     tile = s.get("tile_latents")
+    step = {
+        "x": (2, s["io_channels"], latents),
+        "global_embed": (2, s["embed_dim"]),
+        "time_embed": (s["embed_dim"],),
+        **({"step_scales": (s["step_scales"],)} if "step_scales" in s else {}),
+        **context,
+    }
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
         "conditioning": {
@@ -337,12 +374,7 @@ def graph_shapes(sizes: dict[str, int], steps: int = TIME_ROWS) -> dict[str, dic
             "keep": (2,),
             "t": (steps,),
         },
-        "step": {
-            "x": (2, s["io_channels"], latents),
-            "global_embed": (2, s["embed_dim"]),
-            "time_embed": (s["embed_dim"],),
-            **context,
-        },
+        **dict.fromkeys(step_graphs(step_sigmas), step),
         "decoder": {"latents": (1, s["io_channels"], tile or latents)},
     }
     if tile:

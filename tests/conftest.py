@@ -80,6 +80,25 @@ def tiny_sqs(tiny: Path, home: Path, tiny_table_file: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def tiny_scaled(tiny_float: Bundle, home: Path) -> Bundle:
+    """The float bundle with two norm gains that are scaled at every step."""
+    from step_bundles import scaled_bundle
+
+    return scaled_bundle(tiny_float, home / "fixtures" / "tiny-scaled")
+
+
+@pytest.fixture(scope="session")
+def tiny_grouped(tiny_float: Bundle, tiny_scaled: Bundle, home: Path) -> Bundle:
+    """The same with three step graphs; the bounds are the noise levels of steps 1 and 3 of `Settings(steps=6)`."""
+    from step_bundles import grouped_bundle, slots_of
+
+    from dit_trt.runtime.pipeline import Settings
+
+    bounds = [float(Settings(steps=6).sigmas[step]) for step in (1, 3)]
+    return grouped_bundle(tiny_scaled, home / "fixtures" / "tiny-grouped", bounds, slots_of(tiny_float))
+
+
+@pytest.fixture(scope="session")
 def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home of its own in which the first command of README.md has built the demo model."""
     from commands import invoke

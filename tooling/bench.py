@@ -26,10 +26,13 @@ from ..engines.base import BACKENDS, open_engine
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.home import expanded, home, locked
+from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.linears import DIT_PREFIX
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.step_engine import StepEngine
+from .contents import bundle_parts
 from .recipe import Recipe
 from .synthetic_checkpoint import SHAPES, write_checkpoint
 from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched
@@ -136,7 +139,8 @@ def _row(
     exact = velocities[BASELINE].astype(np.float64)
     error = float(np.linalg.norm(velocities[name] - exact) / np.linalg.norm(exact))
     ratios = [base / own for base, own in zip(seconds[BASELINE], seconds[name])]
-    files = {} if bundle is None else bundle.manifest["files"]
+    parts = {} if bundle is None else bundle_parts(bundle)
+    graphs = () if bundle is None else step_graphs(bundle.manifest.get("step_sigmas", ()))
     return Row(
         name,
         _spread([1000 * s for s in seconds[name]]),
@@ -145,7 +149,7 @@ def _row(
         0 if bundle is None else bundle.manifest["linears"],
         0 if bundle is None else bundle.manifest["int8_linears"],
         None if bundle is None else bundle.size_bytes,
-        None if bundle is None else sum(files[file]["bytes"] for file in ("step.onnx", "step.onnx.data")),
+        None if bundle is None else sum(parts[graph] for graph in graphs),
     )
 
 
@@ -180,7 +184,7 @@ def _has_bf16() -> bool:
 
 
 def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, precision: str | None = None) -> Step:
-    """A bundle's step engine as the sampling loop drives it: conditioning bound once, x and time_embed every step.
+    """A bundle's step engine as the sampling loop drives it: conditioning bound once, what changes every step.
 
     `inputs` are the unquantized model's; a quantized bundle's context has its own scale, so its is made by itself.
     precision: of what is not quantized, where the backend has a choice.
@@ -188,11 +192,15 @@ def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, preci
     pipeline = Pipeline(bundle)
     settings = _settings()
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
-    shapes = graph_shapes(bundle.manifest["sizes"])["step"]
-    engine = open_engine(bundle.backend, bundle.path("step.onnx"), shapes, threads=threads, precision=precision)
-    changing = {"x": inputs["x"], "time_embed": conditioning.time_embed[_RECORDED]}
-    engine.run({**conditioning.constants, **changing})
-    return lambda: engine.run(changing)["velocity"]
+    shapes = graph_shapes(pipeline.sizes, step_sigmas=pipeline.step_sigmas)
+    engines = {
+        graph: open_engine(
+            bundle.backend, bundle.path(f"{graph}.onnx"), shapes[graph], threads=threads, precision=precision
+        )
+        for graph in step_graphs(pipeline.step_sigmas)
+    }
+    engine = StepEngine(engines, pipeline.step_sigmas)
+    return lambda: engine.run(conditioning, _RECORDED, inputs["x"])["velocity"]
 
 
 # -------------------- what they run on

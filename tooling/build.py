@@ -161,22 +161,31 @@ def bundle_name(
 
 
 def lost_linears(
-    folder: Path, backend: str, sizes: dict[str, int], chosen: Sequence[Linear], device: str | None = None
+    folder: Path,
+    backend: str,
+    sizes: dict[str, int],
+    chosen: Sequence[Linear],
+    device: str | None = None,
+    step_sigmas: Sequence[float] = (),
 ) -> list[str]:
-    """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8."""
-    found: set[str] = set()
-    for graph, shapes in graph_shapes(sizes).items():
+    """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8.
+
+    Where there are several step graphs, it has to in each.
+    """
+    lost: set[str] = set()
+    for graph, shapes in graph_shapes(sizes, step_sigmas=step_sigmas).items():
         engine = open_engine(backend, folder / f"{graph}.onnx", shapes, device)
-        if any(linear.graph == graph for linear in chosen):
-            try:
-                found |= engine.int8_matmuls()
-            except RuntimeError as error:
-                raise UserError(f"{backend} does not tell its kernels of {graph}.onnx: {error}") from error
-    return [
-        linear.name
-        for linear in chosen
-        if any(linear.graph_name(part).removesuffix(".weight") not in found for part in linear.parts)
-    ]
+        asked = [linear for linear in chosen if linear.graph == graph.partition("-")[0]]
+        if not asked:
+            continue
+        try:
+            found = engine.int8_matmuls()
+        except RuntimeError as error:
+            raise UserError(f"{backend} does not tell its kernels of {graph}.onnx: {error}") from error
+        for linear in asked:
+            if any(linear.graph_name(part).removesuffix(".weight") not in found for part in linear.parts):
+                lost.add(linear.name)
+    return [linear.name for linear in chosen if linear.name in lost]
 
 
 def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> dict[str, NDArray]:

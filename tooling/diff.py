@@ -24,8 +24,9 @@ from polygraphy.logger import G_LOGGER
 
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
-from ..runtime.denoiser import Conditioning, guide
+from ..runtime.denoiser import guide
 from ..runtime.pipeline import Pipeline, Settings
+from ..runtime.step_engine import Conditioning
 
 Float = NDArray[np.float32]
 IDENTICAL_DB = 200.0
@@ -71,27 +72,21 @@ class VelocityRunner(BaseRunner):
         self._on_call = on_call
 
     def activate_impl(self) -> None:
-        self._engine = self._pipeline.engine("step")
-        self._bound = -1
+        self._engine = self._pipeline.step_engine
 
     def deactivate_impl(self) -> None:
         del self._engine
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        shape = self._pipeline.engine("step").inputs["x"][1:]
+        shape = self._pipeline.step_engine.latent_shape
         metadata = TensorMetadata()
         metadata.add("x", np.float32, shape).add("prompt", np.int64, ()).add("step", np.int64, ())
         return metadata
 
     def infer_impl(self, feed_dict: dict[str, NDArray]) -> OrderedDict[str, NDArray]:
         prompt, step = int(feed_dict["prompt"]), int(feed_dict["step"])
-        conditioning = self._conditionings[prompt]
-        constants = conditioning.constants if prompt != self._bound else {}
-        self._bound = prompt
         start = time.perf_counter()
-        outputs = self._engine.run(
-            {**constants, "x": np.stack((feed_dict["x"],) * 2), "time_embed": conditioning.time_embed[step]}
-        )
+        outputs = self._engine.run(self._conditionings[prompt], step, np.stack((feed_dict["x"],) * 2))
         self.inference_time = time.perf_counter() - start
         self._on_call()
         return OrderedDict(velocity=guide(outputs["velocity"], self._cfg_scale))
@@ -149,8 +144,8 @@ def compare(
         commands = _polygraphy_commands(
             inputs_folder,
             {
-                "reference": (reference, conditionings[theirs][0]),
-                "bundle": (bundle, conditionings[ours][0]),
+                "reference": (theirs, conditionings[theirs][0]),
+                "bundle": (ours, conditionings[ours][0]),
             },
             feeds[worst]["x"],
             worst,
@@ -203,7 +198,7 @@ def _snr_db(expected: Float, found: Float) -> float:
 
 
 def _polygraphy_commands(
-    folder: Path, sides: dict[str, tuple[Bundle, Conditioning]], x: Float, step: int, cfg_scale: float, bar: float
+    folder: Path, sides: dict[str, tuple[Pipeline, Conditioning]], x: Float, step: int, cfg_scale: float, bar: float
 ) -> tuple[str, ...]:
     """Save one step's inputs for both step graphs; the two commands that compare them with ONNX Runtime alone.
 
@@ -211,11 +206,7 @@ def _polygraphy_commands(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (_, conditioning) in sides.items():
-        feed = {
-            "x": np.stack((x, x)),
-            "time_embed": conditioning.time_embed[step],
-            **conditioning.constants,
-        }
+        feed = {"x": np.stack((x, x)), **conditioning.at(step), **conditioning.constants}
         file = folder / f"{name}_inputs.json"
         try:
             save_json([OrderedDict(feed)], str(file))
@@ -226,7 +217,9 @@ def _polygraphy_commands(
     outputs = shlex.quote(str(folder / "reference_outputs.json"))
 
     def line(name: str, rest: str) -> str:
-        graph = shlex.quote(str(sides[name][0].path("step.onnx")))
+        pipeline, conditioning = sides[name]
+        file = f"{pipeline.step_engine.graph(conditioning, step)}.onnx"
+        graph = shlex.quote(str(pipeline.bundle.path(file)))
         inputs = shlex.quote(str(folder / f"{name}_inputs.json"))
         return run.format(graph=graph, inputs=inputs, rest=rest)
 

@@ -1,13 +1,15 @@
 """Opening a bundle: an unchanged manifest of well-formed fields, and every file that it lists."""
 
+import json
 import random
 
 import pytest
 from bundles import FILES, LAYER, SIZES, edit, fill, manifest, refusal
+from manifests import restamped
 
 from dit_trt.engines.bundle import Bundle, new_bundle
 from dit_trt.engines.errors import UserError
-from dit_trt.engines.manifest import FORMAT, MANIFEST, REQUIRED, write_manifest
+from dit_trt.engines.manifest import FORMAT, MANIFEST, REQUIRED, step_graphs, write_manifest
 
 
 @pytest.mark.parametrize("folder", ["nothing", "folder", "file"])
@@ -149,6 +151,65 @@ def test_a_further_graph_comes_with_its_data(tmp_path):
     assert Bundle(folder).verify().manifest["files"].keys() == FILES.keys() | more.keys()
     edit(folder, lambda values: values["files"].pop("encoder.onnx.data"))
     assert "does not list encoder.onnx.data" in refusal(Bundle, folder)
+
+
+GOOD_SIGMAS = [[], [1], [300.0, 2, 0.5], [5e-324], [1.7e308]]
+BAD_SIGMAS = [None, 7, "9", {}, [None], ["9"], [True], [[9.0]], [0], [-1.0], [1.0, 2.0], [2.0, 2.0], [2.0, 0.0]]
+
+
+def several_steps(folder, step_sigmas, scales=None, without=""):
+    """A bundle of as many step graphs; scales: n of `step_scales`, with the files of it."""
+    files = dict(FILES)
+    for index in range(len(step_sigmas) + 1):
+        graph = f"step-{index}" if index else "step"
+        files |= {f"{graph}.onnx": b"a graph", f"{graph}.onnx.data": b"weights"}
+        files |= {} if scales is None else {f"{graph}.scales.safetensors": b"scales"}
+    values = {**manifest(), "step_sigmas": step_sigmas}
+    values["sizes"] |= {} if scales is None else {"step_scales": scales}
+    with new_bundle(folder) as work:
+        for name in files.keys() - {without}:
+            (work / name).write_bytes(files[name])
+        write_manifest(work, values)
+    return folder
+
+
+@pytest.mark.parametrize("step_sigmas", GOOD_SIGMAS, ids=str)
+@pytest.mark.parametrize("scales", [None, 1, 2**31 - 1])
+def test_several_step_graphs(tmp_path, step_sigmas, scales):
+    found = Bundle(several_steps(tmp_path / "one", step_sigmas, scales)).verify()
+    graphs = step_graphs(found.manifest["step_sigmas"])
+    assert graphs == ("step", "step-1", "step-2", "step-3")[: len(step_sigmas) + 1]
+    assert {f"{graph}.onnx.data" for graph in graphs} < found.manifest["files"].keys()
+
+
+@pytest.mark.parametrize("bad", BAD_SIGMAS, ids=str)
+def test_bounds_that_do_not_fall_are_refused(bundle, bad):
+    edit(bundle, lambda values: values.update(step_sigmas=bad))
+    assert refusal(Bundle, bundle).endswith("lacks or misstates step_sigmas; build the bundle again")
+
+
+def test_an_endless_bound_is_refused(tmp_path):
+    folder = several_steps(tmp_path / "one", [77.25])
+    text = (folder / MANIFEST).read_text().replace("77.25", "1e999")
+    stamp = json.loads(text)["sha256"]
+    (folder / MANIFEST).write_text(restamped(text, stamp))
+    assert "lacks or misstates step_sigmas" in refusal(Bundle, folder)
+
+
+@pytest.mark.parametrize("bad", [None, 0, -1, 1.0, True, "7", [], 2**31])
+def test_misstated_step_scales_are_refused(bundle, bad):
+    edit(bundle, lambda values: values["sizes"].update(step_scales=bad))
+    assert refusal(Bundle, bundle).endswith("lacks or misstates sizes.step_scales; build the bundle again")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"step{end}" for end in ("-1.onnx", "-2.onnx.data", "-2.scales.safetensors", ".scales.safetensors", ".onnx")],
+)
+def test_a_missing_part_of_several_steps_is_named(tmp_path, name):
+    with pytest.raises(UserError, match=f"does not list {name}") as error:
+        several_steps(tmp_path / "one", [9.0, 2.0], 7, without=name)
+    assert "\n" not in str(error.value) and not (tmp_path / "one").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """OpenVINO: which MatMuls run in int8, what a lost one does to a build, and the float graphs against ONNX Runtime."""
 
+import shutil
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -14,6 +16,7 @@ from graphs import (
     matmul_names,
     named,
     random_inputs,
+    replace_location,
     shapes_of,
 )
 
@@ -62,8 +65,14 @@ def test_a_matmul_that_lost_its_int8_is_not_counted(tiny, tiny_sqs, tmp_path, da
     engine = compiled(tiny_sqs, "step", folder / "step.onnx")
     assert engine.int8_matmuls() & matmul_names(folder / "step.onnx") == named(STEP_MATMULS) - {matmul}
     linears = Checkpoint(tiny).linears
-    lost = building.lost_linears(folder, "openvino", tiny_sqs.manifest["sizes"], linears)
-    assert lost == [matmul.removeprefix("model.model.").removesuffix(".value")]
+    sizes, expected = tiny_sqs.manifest["sizes"], [matmul.removeprefix("model.model.").removesuffix(".value")]
+    assert building.lost_linears(folder, "openvino", sizes, linears) == expected
+    for name in ("step.onnx", "step.onnx.data"):
+        (folder / name).rename(folder / name.replace("step", "step-1"))
+        shutil.copy(tiny_sqs.path(name), folder)
+    replace_location(folder / "step-1.onnx", "step-1.onnx.data")
+    assert building.lost_linears(folder, "openvino", sizes, linears) == []
+    assert building.lost_linears(folder, "openvino", sizes, linears, step_sigmas=[9.0]) == expected, "in every graph"
 
 
 def test_no_linear_of_the_whole_bundle_is_lost(tiny, tiny_sqs, tiny_float):

@@ -113,7 +113,7 @@ def test_the_callback_sees_every_step_of_every_clip(pipeline: Pipeline) -> None:
 
 def test_time_embeddings_of_all_steps_are_distinct(pipeline: Pipeline) -> None:
     """In 16 bits only 64 of the 100 t values stay distinct; they are computed in fp32."""
-    embeds = pipeline.condition("dog", Settings(), 0.5).time_embed
+    embeds = pipeline.condition("dog", Settings(), 0.5).steps["time_embed"]
     assert embeds.dtype == np.float32 and len(np.unique(embeds, axis=0)) == 100
 
 

@@ -9,6 +9,7 @@ from commands import error_of, files_in, invoke, one_object
 
 from dit_trt.engines.openvino import has_bf16
 from dit_trt.exporters.checkpoint import Checkpoint
+from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling import bench as benching
 from dit_trt.tooling.bench import BASELINE, bench, interleaved, machine, markdown
 from dit_trt.tooling.synthetic_checkpoint import SHAPES, _tensors, write_checkpoint
@@ -41,6 +42,20 @@ def test_sizes_are_the_bundles(report):
     assert torch_row.bundle_bytes is None
     assert int8_row.bundle_bytes < float_row.bundle_bytes
     assert int8_row.step_graph_bytes < float_row.step_graph_bytes / 2
+
+
+def test_a_bundle_of_several_step_graphs_is_timed_in_the_right_one(tiny_float, tiny_grouped):
+    """Its step is that of its pipeline, and its size that of all its step graphs and their tables."""
+    inputs = benching._recorded_inputs(tiny_float)
+    step = benching.engine_step(tiny_grouped, inputs, 1)
+    pipeline, settings = Pipeline(tiny_grouped), Settings(steps=8, sampler="dpmpp-2m")
+    conditioning = pipeline.condition(benching.PROMPT, settings, pipeline.check_seconds(None))
+    assert pipeline.step_engine.graph(conditioning, 4) == "step-1"
+    expected = pipeline.step_engine.run(conditioning, 4, inputs["x"])["velocity"]
+    for _ in range(2):
+        np.testing.assert_allclose(step(), expected, atol=1e-4 * np.abs(expected).max())
+    row = benching._row("it", {BASELINE: [1.0], "it": [1.0]}, {BASELINE: expected, "it": expected}, tiny_grouped)
+    assert row.step_graph_bytes == sum(path.stat().st_size for path in tiny_grouped.folder.glob("step*"))
 
 
 def test_the_baseline_is_one_time_itself(report):

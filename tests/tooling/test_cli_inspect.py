@@ -43,6 +43,14 @@ def test_the_object_is_the_manifest_and_sizes(tiny_sqs: Bundle) -> None:
     }
 
 
+def test_parts_know_every_step_graph(tiny_grouped: Bundle) -> None:
+    parts = inspected(tiny_grouped)["size_bytes_by_part"]
+    assert sum(parts.values()) == tiny_grouped.size_bytes
+    for graph in ("step", "step-1", "step-2"):
+        files = (f"{graph}.onnx", f"{graph}.onnx.data", f"{graph}.scales.safetensors")
+        assert parts[graph] == sum(tiny_grouped.path(name).stat().st_size for name in files)
+
+
 def test_every_linear_is_what_its_files_hold(tiny_sqs: Bundle) -> None:
     layers = {layer["name"]: layer for layer in inspected(tiny_sqs)["layers"]}
     assert len(layers) == 14

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from step_bundles import grouped_bundle
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
@@ -62,7 +63,7 @@ def test_numbers_equal_a_plain_loop(tiny_float: Bundle, tiny_sqs: Bundle) -> Non
 
         theirs.sample(theirs_c, settings, observe=observe)
         for step, (x, expected) in enumerate(seen):
-            inputs = {**ours_c.constants, "x": x, "time_embed": ours_c.time_embed[step]}
+            inputs = {**ours_c.constants, "x": x, **ours_c.at(step)}
             found = guide(ours.engine("step").run(inputs)["velocity"], 7.0)
             cosine = (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected)
             error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -87,6 +88,24 @@ def test_bundles_of_different_models_are_refused(tiny_float: Bundle, tmp_path: P
     write_manifest(tmp_path / "other", {**manifest, "model": {**manifest["model"], "digest": "0" * 64}})
     with pytest.raises(UserError, match="different models"):
         compare(Bundle(tmp_path / "other"), tiny_float, PROMPTS)
+
+
+def test_steps_are_compared_in_their_own_graph(tiny_float: Bundle, tmp_path: Path) -> None:
+    """A second step graph that is off is off in its own steps, and the commands name it."""
+    bound = float(SETTINGS.sigmas[4])
+    result = compare(
+        grouped_bundle(tiny_float, tmp_path / "two", [bound]), tiny_float, PROMPTS, SETTINGS, tmp_path / "in"
+    )
+    assert (result.relative_error[:, :5] < 1e-6).all()
+    assert (result.relative_error[:, 5:] > 1e-2).all() and result.worst_step >= 5
+    assert str(tmp_path / "two" / "step-1.onnx") in result.polygraphy_commands[1]
+    assert str(tiny_float.path("step.onnx")) in result.polygraphy_commands[0]
+
+
+def test_printed_commands_hold_the_scales_of_the_step(tiny_grouped: Bundle, tmp_path: Path) -> None:
+    result = compare(tiny_grouped, tiny_grouped, PROMPTS, SETTINGS, tmp_path / "inputs", 0.99999)
+    assert (result.relative_error < 1e-6).all() and (result.snr_db == 200).all()
+    assert polygraphy(result.polygraphy_commands).returncode == 0
 
 
 def polygraphy(commands: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

@@ -52,7 +52,7 @@ def feeds_of(bundle: Bundle) -> dict[str, dict[str, NDArray]]:
     conditioning = pipeline.condition("dog barking", settings, 0.7)
     seen: list[NDArray] = []
     pipeline.sample(conditioning, settings, observe=lambda step, inputs, outputs: seen.append(inputs["x"].copy()))
-    step = {**conditioning.constants, "x": seen[5], "time_embed": conditioning.time_embed[5]}
+    step = {**conditioning.constants, "x": seen[5], **conditioning.at(5)}
     embeds = np.concatenate([pipeline._embed("dog barking")] * 2)
     numbers = {"seconds_start": np.zeros(2, np.float32), "seconds_total": np.full(2, 0.7, np.float32)}
     keep, t = np.float32([1, 0]), np.float32([0.5])
@@ -139,7 +139,7 @@ def test_the_engine_misses_by_as_much_as_the_exact_integers_do(
     """OpenVINO's own rounding may flip single integers; the error against FP32 is SQS's, not the engine's."""
     feeds, floats = feeds_of(tiny_sqs)["step"], Pipeline(tiny_float)
     conditioning = floats.condition("dog barking", Settings(steps=8), 0.7)
-    reference_feeds = {**feeds, **conditioning.constants, "time_embed": conditioning.time_embed[5]}
+    reference_feeds = {**feeds, **conditioning.constants, **conditioning.at(5)}
     expected = floats.engine("step").run(reference_feeds)["velocity"]
     exact = exposed_run(tiny_sqs, "step", feeds, tmp_path)["velocity"]
     found = Pipeline(tiny_sqs).engine("step").run(feeds)["velocity"]

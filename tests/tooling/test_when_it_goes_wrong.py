@@ -14,7 +14,7 @@ from commands import error_of
 from safetensors.torch import load_file, save_file
 
 from dit_trt.engines.bundle import Bundle
-from dit_trt.engines.manifest import MANIFEST
+from dit_trt.engines.manifest import MANIFEST, write_manifest
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-it-goes-wrong.md"
 
@@ -59,6 +59,12 @@ class Desk:
 
         self.monkeypatch.setattr(f"dit_trt.tooling.build.{where}", fail)
 
+    def foreign_scales(self) -> None:
+        """Sound files, and a manifest that says so, but not those of each other."""
+        name, manifest = "step.scales.safetensors", json.loads((self.bundle / MANIFEST).read_text())
+        save_file({"knots": torch.zeros(1)}, self.bundle / name)
+        write_manifest(self.bundle, {**manifest, "sizes": {**manifest["sizes"], "step_scales": 7}})
+
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
         Path("home/bundles/one/step.onnx").unlink()
@@ -88,6 +94,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the bundle … is damaged: … does not match its sha256; …": lambda d: (
         d.flip(d.bundle / "step.onnx.data") or d.run("rain")
     ),
+    "… does not hold the scales of every step (…); …": lambda d: d.foreign_scales() or d.run("rain"),
     "the newest bundle cannot be used: …": lambda d: d.newest_damaged() or error_of("run", "rain"),
     "the backend … cannot run here: …": lambda d: (
         d.monkeypatch.setattr("dit_trt.engines.base.find_spec", lambda name: None)
