@@ -1,9 +1,9 @@
-"""A quantized weight becomes ONNX: int8, or 4 bits, of which an engine makes int8 (`expanded`) or keeps them (`memory`).
+"""A quantized weight as ONNX: int8, or 4 bits, of which an engine makes int8 (`expanded`) or which it keeps (`memory`).
 
 expanded: `DQ(int4 [out, in]) -> Transpose -> Q(c) -> DQ(c) -> [in, out]`. All but the last DQ is constant: what runs is
 a product of int8 by int8 as of an 8-bit weight, whatever the range of the activation. With a scale a group, c[m] =
-max over groups scale[m, g] * 7 / 127, so that the loudest group fills -127..127; with a scale an output channel c is that
-scale and the integers stay as they are. (The Transpose is what lets ONNX Runtime fold it: it keeps a bare DQ -> Q.)
+max over groups scale[m, g] * 7 / 127, so that the loudest group fills -127..127; with a scale an output channel c is
+that scale and the integers stay as they are. (The Transpose lets ONNX Runtime fold it: it keeps a bare DQ -> Q.)
 
 memory: `DQ(int4 [in, out]) -> MatMul` by a float activation: 4 bits in RAM too, and the engine quantizes the activation
 by itself. Without a zero point: with one, OpenVINO would multiply in float.
@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from ..engines import int4
 from .qdq import DataFile
 from .quantized import Float, Weight
 
@@ -52,18 +53,11 @@ def weight_nodes(base: str, weight: Weight, data: DataFile, form: Form = "expand
 
 
 def expand(weight: Weight) -> tuple[NDArray[np.int8], Float]:
-    """The int8 weight [out, in] and its scale c [out] that `expanded` computes: in float32, ties to even, bit for bit."""
+    """The int8 weight [out, in] and its scale c [out] that `expanded` computes: in float32, ties to even."""
     if weight.scale.ndim == 1:
         return weight.integers, weight.scale
     c = weight.scale.max(axis=1) * np.float32(LARGEST[4]) / np.float32(LARGEST[8])
-    return np.rint(dequantized(weight) / c[:, None]).astype(np.int8), c
-
-
-def dequantized(weight: Weight) -> Float:
-    """integers * scale, float32 [out, in]: what the graph's first DequantizeLinear gives."""
-    scale = weight.scale.reshape(len(weight.integers), -1, 1)
-    blocks = weight.integers.reshape(len(weight.integers), scale.shape[1], -1)
-    return (blocks.astype(np.float32) * scale).reshape(weight.integers.shape)
+    return int4.expand(weight.integers, weight.scale, c), c
 
 
 def packed_bytes(
@@ -94,13 +88,7 @@ def pack(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Two a byte in C order, the first in the low four bits, as ONNX says; an odd one's upper half is zero."""
     nibbles = np.zeros(integers.size + integers.size % 2, np.uint8)
     nibbles[: integers.size] = integers.ravel().view(np.uint8) & 15
-    return nibbles[0::2] | nibbles[1::2] << 4
-
-
-def unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """The inverse of `pack`."""
-    nibbles = np.stack([packed << 4, packed & 240], axis=1).reshape(-1)[: math.prod(shape)]
-    return (nibbles.view(np.int8) >> 4).reshape(shape)
+    return np.bitwise_or(nibbles[0::2], nibbles[1::2] << np.uint8(4), dtype=np.uint8)
 
 
 def _int8(base: str, weight: Weight, data: DataFile) -> WeightNodes:
@@ -123,9 +111,7 @@ def _expanded(base: str, weight: Weight, data: DataFile) -> WeightNodes:
     nodes = [
         _node("DequantizeLinear", [f"{base}.int4", f"{base}.scale"], f"{base}.int4_dq", **axis),
         _node("Transpose", [f"{base}.int4_dq"], f"{base}.transposed", perm=[1, 0]),
-        _node(
-            "QuantizeLinear", [f"{base}.transposed", f"{base}.{c}", f"{base}.zero_point"], f"{base}.int8", axis=1
-        ),
+        _node("QuantizeLinear", [f"{base}.transposed", f"{base}.{c}", f"{base}.zero_point"], f"{base}.int8", axis=1),
         _dequantize(base, c),
     ]
     return WeightNodes(initializers, nodes, f"{base}.dq")
@@ -155,5 +141,5 @@ def _dequantize(base: str, scale: str) -> NodeProto:
     return _node("DequantizeLinear", inputs, f"{base}.dq", axis=1)
 
 
-def _node(op: str, inputs: list[str], output: str, **attributes: object) -> NodeProto:
-    return helper.make_node(op, inputs, [output], name=output, **attributes)
+def _node(op: str, inputs: list[str], output: str, **attributes: int | list[int]) -> NodeProto:
+    return helper.make_node(op, inputs, [output], output, None, None, None, **attributes)
