@@ -58,12 +58,15 @@ def dynamic_group(weights: set[tuple[int, int]]) -> int:
 
 
 def name_biases(model: ov.Model) -> None:
-    """Name the Adds after MatMuls `<MatMul>/bias`: the execution graph calls a product by the bias merged with it."""
+    """Name the biases of MatMuls `<MatMul>/bias`: the execution graph calls a product by the bias merged with it."""
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "MatMul":
-            for target in node.output(0).get_target_inputs():
-                if target.get_node().get_type_name() == "Add":
-                    target.get_node().set_friendly_name(f"{node.get_friendly_name()}/bias")
+        if node.get_type_name() == "Add":
+            products = [
+                value.get_node() for value in node.input_values() if value.get_node().get_type_name() == "MatMul"
+            ]
+            constants = [v for v in node.input_values() if v.get_node().get_type_name() == "Constant"]
+            if products and constants:
+                node.set_friendly_name(f"{products[0].get_friendly_name()}/bias")
 
 
 def int4_matmuls(compiled: ov.CompiledModel, device: str) -> set[str]:

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from int4_graphs import DELTA, NAME, random_weight, write_linear
+from onnx import helper, numpy_helper
 from openvino import Type
 
 from dit_trt.engines import onnxruntime as ort_backend
@@ -140,6 +141,43 @@ def test_memory_runs_in_int8(tmp_path, backend, out_features, in_features, group
     expected = dynamic(x, weight, group_of(backend, in_features, group))
     assert relative(found, expected) < 1e-5
     assert relative(found, x @ int4_graphs.real(weight).T) > 1e-3
+
+
+TAILS = {  # what may follow a product: (op, its other input), None: a low-rank branch; in the order of the graph
+    "bias": [("Add", "bias")],
+    "bias and residual": [("Add", "bias"), ("Add", "residual")],
+    "low-rank and bias": [("Add", None), ("Add", "bias")],
+    "step": [("Mul", "factor")],
+    "step, low-rank and bias": [("Add", None), ("Mul", "factor"), ("Add", "bias"), ("Add", "residual")],
+}
+
+
+@over_backends
+@pytest.mark.parametrize("form", ["expanded", "memory"])
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_a_product_keeps_its_name_whatever_follows(tmp_path, backend, form, tail):
+    path = write_linear(tmp_path, random_weight(64, 192, 64), form, ROWS, BACKENDS[backend].dialect.activation)
+    model = onnx.load(path)
+    graph, shapes = model.graph, {"x": (ROWS, 192), "factor": (1,), "residual": (ROWS, 64)}
+    constants = {"a": np.ones((192, 16)), "b": np.ones((16, 64)), "bias": np.ones(64)}
+    graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), name) for name, v in constants.items())
+    graph.input.extend(helper.make_tensor_value_info(name, 1, shapes[name]) for name in ("factor", "residual"))
+    last = graph.node.pop()
+    for i, (op, other) in enumerate(tail):
+        if other is None:
+            graph.node.append(helper.make_node("MatMul", ["x", "a"], ["x_a"], name="low.a"))
+            graph.node.append(helper.make_node("MatMul", ["x_a", "b"], ["low_rank"], name="low.b"))
+        inputs = [last.input[0], other or "low_rank"]
+        graph.node.append(helper.make_node(op, inputs, [f"after.{i}"], name=f"node_{i}"))
+        last.input[0] = f"after.{i}"
+    graph.node.append(last)
+    used = {name for node in graph.node for name in node.input}
+    for value in [value for value in graph.input if value.name not in used]:
+        graph.input.remove(value)
+    onnx.save_model(model, path)
+    engine = ENGINES[backend](path, {name: shape for name, shape in shapes.items() if name in used}, threads=1)
+    assert NAME in engine.int8_matmuls()
+    assert not engine.int8_matmuls() & {"low.a", "low.b"}
 
 
 def test_openvino_without_dynamic_quantization_is_not_counted(tmp_path, monkeypatch):
