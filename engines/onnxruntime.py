@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .errors import UserError
+from .onnxruntime_int4 import OPTIONS, int4_matmuls
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INT8_OPS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul")
@@ -55,6 +56,8 @@ class ONNXRuntimeEngine:
         options.log_severity_level = 3
         # Idle threads must not spin: between two steps the sampler has the cores, and so has everybody else.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for name, value in OPTIONS.items():
+            options.add_session_config_entry(name, value)
         if not _has_vnni():
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._threads is not None:
@@ -89,7 +92,8 @@ class ONNXRuntimeEngine:
             optimized = Path(folder) / "optimized.onnx"
             self._open(optimized)
             graph = onnx.load(optimized, load_external_data=False).graph
-        return {node.name for node in graph.node if node.op_type in INT8_OPS}
+        found = {node.name for node in graph.node if node.op_type in INT8_OPS}
+        return found | int4_matmuls(graph.node, self._provider)
 
 
 def _has_vnni() -> bool:

@@ -10,6 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from .errors import UserError
+from .openvino_int4 import GROUP, dynamic_group, expand_weights, int4_matmuls, memory_weights, name_biases
 
 
 def unusable() -> str | None:
@@ -58,12 +59,17 @@ class OpenVINOEngine:
         core = ov.Core()
         model = core.read_model(path)
         model.reshape({name: list(shape) for name, shape in shapes.items()})
+        expand_weights(model)
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        if kept := memory_weights(model):
+            name_biases(model)
+            options[GROUP] = dynamic_group(kept)
         if cache is not None:
             options["CACHE_DIR"] = str(cache)
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self.compiled = core.compile_model(model, device, options)
+        self._device, self._keeps_int4 = device, bool(kept)
         self._request = self.compiled.create_infer_request()
         self.inputs = {port.any_name: tuple(port.shape) for port in self.compiled.inputs}
         self.outputs = [port.any_name for port in self.compiled.outputs]
@@ -89,12 +95,17 @@ class OpenVINOEngine:
         return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
 
     def int8_matmuls(self) -> set[str]:
-        """Names of the ONNX MatMul nodes whose kernel multiplies int8 by int8, read from the runtime's own graph."""
-        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" in kernel for name in names}
+        """Names of the ONNX MatMul nodes whose kernel multiplies int8 by int8, read from the runtime's own graph.
+
+        Products by weights that stay in 4 bits count when OpenVINO quantizes their activation: see `int4_matmuls`.
+        """
+        found = {name for kernel, names in matmul_kernels(self.compiled) if "_i8" in kernel for name in names}
+        return found | int4_matmuls(self.compiled, self._device) if self._keeps_int4 else found
 
     def float_matmuls(self) -> set[str]:
         """The other matrix products: attention, embedders, and any Linear that lost its int8 kernel."""
-        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" not in kernel for name in names}
+        names = {name for kernel, names in matmul_kernels(self.compiled) if "_i8" not in kernel for name in names}
+        return names - self.int8_matmuls()
 
 
 def matmul_kernels(compiled: ov.CompiledModel) -> Iterator[tuple[str, list[str]]]:

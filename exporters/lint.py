@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
 from ..engines.base import INT8, Dialect
+from .lint_int4 import int4_weights
 from .qdq import ZERO_POINTS
 
 FORBIDDEN = ("MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger", "QLinearConv")
@@ -47,8 +48,11 @@ def lint_faults(model: onnx.ModelProto, folder: Path, dialect: Dialect = INT8) -
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         return numpy_helper.to_array(tensor)
 
+    int4 = int4_weights(model, read)
+    faults += int4.faults
+    initializers |= int4.weights
     for node in graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.name in int4.checked:
             continue
         scale, zero = read(node.input[1]), read(node.input[2]) if len(node.input) > 2 else None
         if scale is None:
