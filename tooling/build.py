@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,23 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ..engines.base import BACKENDS, INT8, Dialect, open_engine
+from ..engines.base import BACKENDS, open_engine
 from ..engines.bundle import Bundle, bundles_folder, new_bundle
 from ..engines.errors import UserError
-from ..engines.home import home
 from ..engines.manifest import write_manifest
 from ..exporters.checkpoint import Checkpoint
-from ..exporters.float_graphs import export_topologies
 from ..exporters.linears import Linear
-from ..exporters.lint import lint
-from ..exporters.qdq import write_graph
-from ..exporters.quantized import QuantizedLinear
 from ..runtime.pipeline import Settings, graph_shapes
 from .layers import layers
 from .quantize import QuantizedRange, quantize_model
 from .recipe import Recipe
 from .smoothing import Smoothing
 from .tables import load_calibration, table_facts
+from .write_graphs import write_graphs
 
 Float = NDArray[np.float32]
 Say = Callable[[str], object]
@@ -52,35 +48,6 @@ class Built:
         return str(self.bundle.folder)
 
     __str__ = __fspath__
-
-
-def folded_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Callable[[str], NDArray]:
-    """The float weights of the smoothed model by graph name: equal to the original as a function, not as numbers."""
-    parts = {linear.graph_name(part): (linear, part) for linear in checkpoint.linears for part in linear.parts}
-
-    def weight(name: str) -> NDArray:
-        value = checkpoint.tensor(name)
-        if name in parts:
-            return smoothing.weight(*parts[name], value)
-        return smoothing.vector(name, value)
-
-    return weight
-
-
-def write_graphs(
-    checkpoint: Checkpoint,
-    folder: Path,
-    smoothing: Smoothing | None = None,
-    quantized: Mapping[str, QuantizedLinear] | None = None,
-    say: Say = lambda message: None,
-    dialect: Dialect = INT8,
-) -> None:
-    """Write the graphs with float, folded or quantized weights into `folder`, and lint them."""
-    weights = folded_weights(checkpoint, smoothing or Smoothing())
-    for name, topology in export_topologies(checkpoint.config, home() / "graphs").items():
-        say(f"writing {name}.onnx")
-        write_graph(topology, folder / f"{name}.onnx", weights, quantized, dialect)
-        lint(folder / f"{name}.onnx", dialect)
 
 
 def bundle_sizes(checkpoint: Checkpoint) -> dict[str, int]:
@@ -125,19 +92,23 @@ def build_bundle(
     target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration, device)
     with new_bundle(target) as folder:
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
-        [only] = ranges
-        quantized = only.exported()
-        write_graphs(checkpoint, folder, only.smoothing, quantized, say, BACKENDS[backend].dialect)
-        save_file(_scales(only.smoothing, quantized), folder / "scales.safetensors")
+        written = write_graphs(checkpoint, folder, ranges, say, BACKENDS[backend].dialect)
+        sizes = bundle_sizes(checkpoint)
+        if written.step_scales:
+            sizes["step_scales"] = written.step_scales
+        save_file(_scales(ranges), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
-        lost = lost_linears(folder, backend, bundle_sizes(checkpoint), chosen, device)
+        lost = lost_linears(folder, backend, sizes, chosen, device, written.step_sigmas)
         if lost and not allow_float:
             raise UserError(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
                 "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
             )
-        write_manifest(folder, _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration))
+        facts = _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration)
+        if written.step_sigmas:
+            facts["step_sigmas"] = written.step_sigmas
+        write_manifest(folder, {**facts, "sizes": sizes})
     return Built(Bundle(target), len(chosen), len(chosen) - len(lost))
 
 
@@ -188,9 +159,11 @@ def lost_linears(
     return [linear.name for linear in chosen if linear.name in lost]
 
 
-def _scales(smoothing: Smoothing, quantized: Mapping[str, QuantizedLinear]) -> dict[str, NDArray]:
-    tensors: dict[str, NDArray] = {f"smoothing/{name}": s for name, s in smoothing.factor.items()}
-    for name, item in quantized.items():
+def _scales(ranges: Sequence[QuantizedRange]) -> dict[str, NDArray]:
+    """What `inspect` shows: the smoothing and the scale of every Linear's input, of the first range of steps."""
+    tensors: dict[str, NDArray] = {f"smoothing/{name}": s for name, s in ranges[0].smoothing.factor.items()}
+    for name, item in ranges[0].linears.items():
+        tensors[f"smoothing/{name}"] = item.s
         tensors[f"activation_scale/{name}"] = np.array([item.activation.scale], np.float32)
     return tensors
 
@@ -225,7 +198,6 @@ def _manifest(
             "licence": checkpoint.licence,
             "pretransform": checkpoint.config["model"]["pretransform"],
         },
-        "sizes": bundle_sizes(checkpoint),
         "schedule": {
             "steps": settings.steps,
             "sampler": settings.sampler,

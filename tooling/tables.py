@@ -71,7 +71,7 @@ def _checked(key: str, value: NDArray, linears: Mapping[str, Linear], steps: int
 
 
 def table_facts(path: Path) -> dict:
-    """Where a table comes from, for the manifest: prompts, settings and its sha256. Raises UserError as load_absmax."""
+    """Where a table comes from, for the manifest: prompts, settings and its sha256; UserError as load_calibration."""
     metadata, _ = _read(path)
     try:
         facts = {name: json.loads(metadata[name]) for name in ("prompts", "settings")}

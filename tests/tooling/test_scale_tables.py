@@ -14,7 +14,7 @@ from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Settings
 from dit_trt.runtime.scale_tables import interpolate
 from dit_trt.tooling.scale_tables import choose_knots, fit_knots, fit_table
-from dit_trt.tooling.tables import load_absmax, shipped_table
+from dit_trt.tooling.tables import load_calibration, shipped_table
 
 SIGMAS = Settings().sigmas[:-1]
 
@@ -76,7 +76,7 @@ class Ranges:
         checkpoint = Checkpoint.open("demo")
         table = shipped_table(checkpoint)
         assert table is not None
-        absmax = load_absmax(Path(table), checkpoint)
+        absmax = load_calibration(Path(table), checkpoint).absmax
         self.smoothed: dict[str, NDArray] = {}  # absmax of x / s, [100, in]
         rng = np.random.default_rng(0)
         self.tokens: dict[str, NDArray] = {}  # [tokens, in], absmax 1

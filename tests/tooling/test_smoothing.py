@@ -16,11 +16,11 @@ from tiny import DEAD_CHANNEL
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
-from dit_trt.tooling.build import write_graphs
-from dit_trt.tooling.quantize import quantize_model
+from dit_trt.tooling.quantize import QuantizedRange, quantize_model
 from dit_trt.tooling.recipe import Recipe
 from dit_trt.tooling.smoothing import activation_scales, smoothing_factor
 from dit_trt.tooling.tables import Calibration
+from dit_trt.tooling.write_graphs import write_graphs
 
 Float = NDArray[np.float32]
 positive = st.floats(0, 1e4, width=32)
@@ -91,7 +91,7 @@ def test_folded_float_graph_equals_the_unfolded(
 ) -> None:
     checkpoint = Checkpoint.open(str(tiny))
     smoothing = quantize_model(checkpoint, recipe, tiny_table)[0].smoothing
-    write_graphs(checkpoint, tmp_path, smoothing)
+    write_graphs(checkpoint, tmp_path, [QuantizedRange({}, smoothing, tiny_table.sigmas)])
     expected, found = run_all(tiny_float.folder, tiny_float), run_all(tmp_path, tiny_float)
     assert np.abs(found["velocity"] - expected["velocity"]).max() <= 2e-5 * np.abs(expected["velocity"]).max()
     np.testing.assert_array_equal(found["global_embed"], expected["global_embed"])
@@ -101,7 +101,7 @@ def test_folding_changed_the_weights(tiny: Path, tiny_float: Bundle, tiny_table:
     """The test above would pass on a fold that does nothing; and V must really carry 1/s."""
     checkpoint = Checkpoint.open(str(tiny))
     smoothing = quantize_model(checkpoint, Recipe("sqs"), tiny_table)[0].smoothing
-    write_graphs(checkpoint, tmp_path, smoothing)
+    write_graphs(checkpoint, tmp_path, [QuantizedRange({}, smoothing, tiny_table.sigmas)])
     expected, found = run_all(tiny_float.folder, tiny_float), run_all(tmp_path, tiny_float)
     assert np.abs(found["context_v.0"] - expected["context_v.0"]).max() > 0.1 * np.abs(expected["context_v.0"]).max()
     for s in smoothing.factor.values():
@@ -115,7 +115,7 @@ def test_a_fold_on_the_wrong_rows_is_caught(
     smoothing = quantize_model(checkpoint, Recipe("sqs"), tiny_table)[0].smoothing
     name = "transformer.layers.0.self_attn.to_qkv"
     smoothing.rows[name] = np.roll(smoothing.rows[name], 1)
-    write_graphs(checkpoint, tmp_path, smoothing)
+    write_graphs(checkpoint, tmp_path, [QuantizedRange({}, smoothing, tiny_table.sigmas)])
     expected, found = run_all(tiny_float.folder, tiny_float), run_all(tmp_path, tiny_float)
     assert np.abs(found["velocity"] - expected["velocity"]).max() > 1e-3 * np.abs(expected["velocity"]).max()
 

@@ -1,0 +1,68 @@
+"""Quantized ranges of a model become the graph files of a bundle, linted, and the step graphs' scale tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from numpy.typing import NDArray
+
+from ..engines.base import INT8, Dialect
+from ..engines.home import home
+from ..engines.manifest import SCALES, step_graphs
+from ..exporters.checkpoint import Checkpoint
+from ..exporters.float_graphs import export_topologies
+from ..exporters.lint import lint
+from ..exporters.qdq import write_graph
+from .quantize import QuantizedRange
+from .scale_tables import fit_knots, save_scales
+from .smoothing import Smoothing
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """step_sigmas: the falling bounds between the step graphs; step_scales: the width of their input of that name."""
+
+    step_sigmas: list[float]
+    step_scales: int
+
+
+def write_graphs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    ranges: Sequence[QuantizedRange],
+    say: Say = lambda message: None,
+    dialect: Dialect = INT8,
+) -> WrittenGraphs:
+    """Write all graphs into `folder` with the float, folded and quantized weights of `ranges`, one step graph each."""
+    # Between two steps, so that no machine's last digit of a sigma decides which graph runs.
+    bounds = [float((high.sigmas[-1] * low.sigmas[0]) ** 0.5) for high, low in pairwise(ranges)]
+    step_scales = 0
+    for name, topology in export_topologies(checkpoint.config, home() / "graphs").items():
+        graphs = step_graphs(bounds) if name == "step" else (name,)
+        for graph, one in zip(graphs, ranges):
+            say(f"writing {graph}.onnx")
+            path = folder / f"{graph}.onnx"
+            written = write_graph(topology, path, folded_weights(checkpoint, one.smoothing), one.exported(), dialect)
+            lint(path, dialect)
+            if written.slots:
+                knots, logs = fit_knots(one.sigmas, one.tables)
+                step_scales = save_scales(folder / SCALES.format(graph), knots, logs, written.slots)
+    return WrittenGraphs(bounds, step_scales)
+
+
+def folded_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Callable[[str], NDArray]:
+    """The float weights of the smoothed model by graph name: equal to the original as a function, not as numbers."""
+    parts = {linear.graph_name(part): (linear, part) for linear in checkpoint.linears for part in linear.parts}
+
+    def weight(name: str) -> NDArray:
+        value = checkpoint.tensor(name)
+        if name in parts:
+            return smoothing.weight(*parts[name], value)
+        return smoothing.vector(name, value)
+
+    return weight
