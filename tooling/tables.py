@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ..engines.errors import UserError
 from ..engines.home import sha256
 from ..exporters.checkpoint import Checkpoint
+from .journal import slot_steps
 
 Float = NDArray[np.float32]
 SHIPPED = "calibration.safetensors"
@@ -44,6 +45,29 @@ def load_absmax(path: Path, checkpoint: Checkpoint) -> dict[str, Float]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the calibration table {path} is damaged ({error}); use --recalibrate") from None
     return absmax
+
+
+def load_rows(path: Path, checkpoint: Checkpoint) -> dict[str, tuple[Float, NDArray[np.int64]]]:
+    """The reservoir of the table at `path`: by Linear name, token rows [n, in] and the step each comes from, [n].
+
+    Rows of the conditioning graph, which runs once a prompt, are all of step 0.
+    Raises UserError as load_absmax, and for a table without rows (a shipped one).
+    """
+    load_absmax(path, checkpoint)
+    metadata, tensors = _read(path)
+    linears = {f"rows/{linear.name}": linear for linear in checkpoint.linears}
+    kept = {key: value for key, value in tensors.items() if key in linears and len(value)}
+    if not kept:
+        raise UserError(f"the calibration table {path} keeps no token rows; use --recalibrate")
+    steps = json.loads(metadata["settings"])["steps"]
+    rows = {}
+    for key, value in kept.items():
+        linear = linears[key]
+        if value.shape[1:] != (linear.in_features,) or not np.isfinite(value).all():
+            raise UserError(f"the calibration table {path} is damaged ({key}); use --recalibrate")
+        step = slot_steps(steps, len(value)) if linear.graph == "step" else np.zeros(len(value), np.int64)
+        rows[linear.name] = (value.astype(np.float32), step)
+    return rows
 
 
 def table_facts(path: Path) -> dict:
