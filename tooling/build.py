@@ -78,9 +78,9 @@ def quantize_model(
             original = checkpoint.tensor(linear.graph_name(part)) * smoothing.factor[linear.name]
             if not np.isfinite(original).all():
                 raise UserError(f"the checkpoint's {linear.key()} holds NaN or infinity")
-            integers, scale = quantize_weight(original)
+            found = quantize_weight(original)
             rows = smoothing.rows.get(linear.name)
-            return Weight(integers, scale if rows is None else scale * rows[linear.rows(part)])
+            return found if rows is None else Weight(found.integers, found.scale * rows[linear.rows(part)])
 
         return QuantizedLinear(linear, Activation("static", float(scales[linear.name])), weight)
 

@@ -1,8 +1,8 @@
 """GPTQ (Frantar et al. 2022): weights rounded one input channel after another, each making up for the errors before it.
 
 Written as LDLQ, which gives the same integers (Chee et al. 2023, "QuIP", theorem 6) without inverting the Hessian:
-with H = M D M^T, M unit upper triangular, the output error of a row e = Q(W) - W is sum_k D_k (e M[:, k])^2, and rounding
-W_k - sum_{j<k} e_j M[j, k] keeps every term within half a step.
+with H = M D M^T, M unit upper triangular, the output error of a row e = Q(W) - W is sum_k D_k (e M[:, k])^2, and
+rounding W_k - sum_{j<k} e_j M[j, k] keeps every term within half a step.
 """
 
 from __future__ import annotations
@@ -70,13 +70,15 @@ def gptq(
 
     hessian [in, in]: of the input as this W sees it (smoothed); see `hessian`. group as `quantize_weight`; scales are
     those of the original W, shrunk with `clip`. damping: added to H's diagonal, relative to its mean. order: channels
-    of much energy first ("act order"), whose errors the others then make up for; groups stay those of the original order.
+    of much energy first ("act order"), whose errors the others then make up for; the groups stay as they were.
     Raises ValueError for a Hessian that is not finite.
     """
     diagonal = np.diag(hessian)
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian holds NaN or infinity")
-    scale = clipped_scale(weight, diagonal.astype(np.float32), bits, group) if clip else weight_scale(weight, bits, group)
+    scale = (
+        clipped_scale(weight, diagonal.astype(np.float32), bits, group) if clip else weight_scale(weight, bits, group)
+    )
     columns = np.argsort(-diagonal, kind="stable") if order else np.arange(len(diagonal))
     feedback = _feedback(hessian[np.ix_(columns, columns)], damping)
     width = group_of(weight.shape[1], group)
@@ -112,6 +114,6 @@ def _round(weight: Double, scale: Float, feedback: Double, qmax: int) -> NDArray
         target = weight[start:stop] - feedback[:start, start:stop].T @ error[:start]
         for k in range(start, stop):
             wanted = target[k - start] - feedback[start:k, k] @ error[start:k]
-            integers[k] = np.clip(np.rint(wanted / scale[k]), -qmax, qmax)
+            integers[k] = np.clip(np.rint(wanted.astype(np.float32) / scale[k]), -qmax, qmax)
             error[k] = integers[k] * scale[k] - weight[k]
     return integers

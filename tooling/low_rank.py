@@ -35,8 +35,8 @@ def svdquant(
 ) -> tuple[LowRank, Weight]:
     """The branch first, then the integers of what it leaves (SVDQuant, Li et al. 2024): W ~ Q(W - L) + L.
 
-    L is the SVD of W, as rounded to FP16. quantize: a weight [out, in] -> its integers. rounds: how often L is first made
-    anew from W - Q(W - L) (LoftQ, Li et al. 2023), with the quantizer `draft` (a quick one; default: `quantize`). root,
+    L is the SVD of W, as rounded to FP16. quantize: a weight [out, in] -> its integers. rounds: how often L is first
+    made anew from W - Q(W - L) (LoftQ, Li et al. 2023), with the quantizer `draft` (a quick one; default: `quantize`). root,
     see `low_rank`: given, a last L makes up for what the integers lost of the output.
     """
     branch = low_rank(smoothed_weight, rank)
@@ -70,7 +70,7 @@ def product(branch: LowRank) -> Float:
 
 
 def randomised_svd(matrix: Float, rank: int, seed: int = 0) -> tuple[Float, Float, Float]:
-    """The leading `rank` singular triplets u [m, rank], s [rank], vt [rank, n] (Halko et al. 2011, algorithms 4.4, 5.1).
+    """The leading `rank` singular triplets u [m, rank], s [rank], vt [rank, n] (Halko et al. 2011, alg. 4.4, 5.1).
 
     Seeded; oversampled by 16, four power iterations with QR after every product, so that flat spectra do, too.
     """

@@ -1,7 +1,7 @@
 """Searches by the error of a Linear's output over rows of the reservoir: the smoothing's alpha, a range's clipping.
 
-What is searched for is given as functions, so that any activation range and any weight quantizer will do. Several Linears
-that share one choice (`to_kv` of all blocks) are several problems of one search.
+What is searched for is given as functions, so that any activation range and any weight quantizer will do. Several
+Linears that share one choice (`to_kv` of all blocks) are several problems of one search.
 """
 
 from __future__ import annotations

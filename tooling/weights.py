@@ -51,7 +51,7 @@ def clipped_scale(
     group: int = 0,
     factors: Iterable[float] | None = None,
 ) -> Float:
-    """`weight_scale` times the factor that gives the least error, sum_j second_moment_j (W_j - Q(W)_j)^2, each by itself.
+    """`weight_scale` times the factor of the least error, sum_j second_moment_j (W_j - Q(W)_j)^2, each scale by itself.
 
     The error of a Linear's output is that sum when its inputs are uncorrelated. Searched over a grid, as OmniQuant and
     AWQ do for groups.
@@ -60,7 +60,7 @@ def clipped_scale(
     moment = np.asarray(second_moment, np.float32).reshape(1, w.shape[1], w.shape[2])
     full = weight_scale(weight, bits, group).reshape(w.shape[:2])
     qmax = np.float32(WEIGHT_QMAX[bits])
-    best, least = full, np.full(full.shape, np.inf)
+    best, least = full, np.full_like(full, np.inf, dtype=np.float64)
     for factor in SHRINK[bits] if factors is None else factors:
         scale = full * np.float32(factor)
         error = np.rint(w / scale[..., None])
@@ -71,7 +71,7 @@ def clipped_scale(
         error *= moment
         total = error.sum(axis=2, dtype=np.float64)
         best, least = np.where(total < least, scale, best), np.minimum(total, least)
-    return best[:, 0] if best.shape[1] == 1 else best
+    return best[:, 0] if w.shape[1] == 1 else best
 
 
 def round_weight(weight: Float, scale: Float, bits: Literal[8, 4] = 8) -> Weight:
