@@ -36,7 +36,7 @@ def svdquant(
     """The branch first, then the integers of what it leaves (SVDQuant, Li et al. 2024): W ~ Q(W - L) + L.
 
     L is the SVD of W, as rounded to FP16. quantize: a weight [out, in] -> its integers. rounds: how often L is first
-    made anew from W - Q(W - L) (LoftQ, Li et al. 2023), with the quantizer `draft` (a quick one; default: `quantize`). root,
+    made anew from W - Q(W - L) (LoftQ, Li et al. 2023), with the quick quantizer `draft` (default: `quantize`). root,
     see `low_rank`: given, a last L makes up for what the integers lost of the output.
     """
     branch = low_rank(smoothed_weight, rank)

@@ -17,6 +17,7 @@ QMAX = 127
 WEIGHT_QMAX = {8: 127, 4: 7}
 # An all-zero row still needs a positive scale: any does, its integers are zero.
 TINY = np.float32(1e-12)
+_CACHED = 1 << 16  # weights whose scales are searched at a time: they stay in the processor's cache
 # What a scale is multiplied by when it is clipped: 4-bit weights gain from much smaller scales, 8-bit ones hardly.
 SHRINK = {8: np.linspace(1, 0.8, 21), 4: np.linspace(1, 0.5, 26)}
 
@@ -56,22 +57,26 @@ def clipped_scale(
     The error of a Linear's output is that sum when its inputs are uncorrelated. Searched over a grid, as OmniQuant and
     AWQ do for groups.
     """
-    w = _grouped(weight, group)
-    moment = np.asarray(second_moment, np.float32).reshape(1, w.shape[1], w.shape[2])
-    full = weight_scale(weight, bits, group).reshape(w.shape[:2])
-    qmax = np.float32(WEIGHT_QMAX[bits])
-    best, least = full, np.full_like(full, np.inf, dtype=np.float64)
-    for factor in SHRINK[bits] if factors is None else factors:
-        scale = full * np.float32(factor)
-        error = np.rint(w / scale[..., None])
-        np.clip(error, -qmax, qmax, out=error)
-        error *= scale[..., None]
-        error -= w
-        error *= error
-        error *= moment
-        total = error.sum(axis=2, dtype=np.float64)
-        best, least = np.where(total < least, scale, best), np.minimum(total, least)
-    return best[:, 0] if w.shape[1] == 1 else best
+    full = weight_scale(weight, bits, group)
+    moment = _grouped(np.asarray(second_moment, np.float32)[None], group)
+    tried = SHRINK[bits] if factors is None else tuple(factors)
+    best = np.empty_like(full)
+    step = max(1, _CACHED // weight.shape[1])
+    for rows in (slice(start, start + step) for start in range(0, len(weight), step)):
+        w = _grouped(weight[rows], group)
+        largest = full[rows].reshape(w.shape[:2])
+        chosen, least = largest, np.full(largest.shape, np.inf)
+        for factor in tried:
+            scale = largest * np.float32(factor)
+            error = np.rint(w / scale[..., None])
+            np.clip(error, -WEIGHT_QMAX[bits], WEIGHT_QMAX[bits], out=error)
+            error *= scale[..., None]
+            error -= w
+            error *= error
+            total = (error * moment).sum(axis=2, dtype=np.float64)
+            chosen, least = np.where(total < least, scale, chosen), np.minimum(total, least)
+        best[rows] = chosen.reshape(full[rows].shape)
+    return best
 
 
 def round_weight(weight: Float, scale: Float, bits: Literal[8, 4] = 8) -> Weight:

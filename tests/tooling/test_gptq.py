@@ -64,7 +64,7 @@ def textbook(weight: Float, hessian: Double, scale: Float, qmax: int) -> NDArray
 
 
 def test_it_is_gptq_also_across_blocks() -> None:
-    """300 columns, three blocks: without an inverse it gives the textbook's integers, but for ties in the last digit."""
+    """300 columns, three blocks: the integers are those of the textbook, which inverts, but for ties."""
     weight, matrix = gaussian(10, 300), hessian([correlated(600, 300)])
     found = gptq(weight, matrix, 4, damping=0, order=False)
     same = found.integers == textbook(weight, matrix, found.scale.astype(np.float64), 7)
