@@ -112,7 +112,9 @@ def test_loaded_rows_know_their_steps(tiny: Path, tiny_float: Bundle) -> None:
     for linear in checkpoint.linears:
         rows, step = loaded[linear.name]
         assert rows.shape == (64, linear.in_features) and rows.dtype == np.float32 and step.shape == (64,)
-        assert set(step.tolist()) == ({0} if linear.graph == "conditioning" else set(range(STEPS)))
+        # Tables are kept for long: which row is of which step is part of their format.
+        expected = np.zeros(64) if linear.graph == "conditioning" else np.arange(64) * STEPS // 64
+        np.testing.assert_array_equal(step, expected)
         high, low = table[f"max/{linear.name}"], table[f"min/{linear.name}"]
         slack = 1e-3 * np.maximum(np.abs(high), np.abs(low)).max() + 1e-6
         assert (rows <= high[step] + slack).all() and (rows >= low[step] - slack).all()
