@@ -115,7 +115,7 @@ def build_bundle(
 def _quantized(checkpoint: Checkpoint, recipe: Recipe, table: Path | None) -> list[QuantizedRange]:
     if recipe.method == "none" or table is None:
         return [QuantizedRange({}, Smoothing(), Settings().sigmas[:-1])]
-    return quantize_model(checkpoint, recipe, load_calibration(table, checkpoint))
+    return quantize_model(checkpoint, recipe, load_calibration(table, checkpoint, recipe.needs_rows))
 
 
 def bundle_name(

@@ -151,10 +151,15 @@ def _slots(prompts: int, steps: int, n: int, sizes: Mapping[str, int]) -> _Slots
     tokens, context = sizes["max_latents"] + 1, sizes["context_tokens"]
     return _Slots(
         prompt=rng.integers(0, prompts, n),
-        step=order * steps // n,
+        step=slot_steps(steps, n),
         step_token=half * tokens + rng.integers(0, tokens, n),
         context_token=half * context + rng.integers(0, context, n),
     )
+
+
+def slot_steps(steps: int, n: int) -> NDArray[np.int64]:
+    """The step that each of a reservoir's n rows is taken from."""
+    return np.arange(n) * steps // n
 
 
 def _savez(path: Path, flushed: bool, **arrays: NDArray) -> None:

@@ -6,11 +6,11 @@ same in the domain of the folded graph, where 1/s has gone into whatever made X.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,13 @@ from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
 from ..exporters.quantized import Activation, LowRank, QuantizedLinear, Weight
+from .gptq import gptq, hessian
+from .low_rank import residual, svdquant
+from .ranges import choose_alphas, clip_factor
 from .recipe import Recipe
 from .smoothing import Smoothing, activation_scales, fold, smoothing_factor, smoothing_factors
 from .tables import Calibration
-from .weights import quantize_weight
+from .weights import dequantize_weight, quantize_weight
 
 Float = NDArray[np.float32]
 TOKEN_FLOOR = 1e-8  # of the calibrated range: the least range of a token
@@ -72,14 +75,21 @@ def quantize_model(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibrat
     missing = [linear.name for linear in chosen if linear.name not in calibration.absmax]
     if missing:
         raise UserError(f"the calibration table lacks {missing[0]}; calibrate again with --recalibrate")
+    alphas = choose_alphas(checkpoint, recipe, chosen, calibration) if recipe.smooth else {}
     bounds = np.linspace(0, len(calibration.sigmas), (recipe.groups or 1) + 1).round().astype(int)
     return [
-        _quantize_range(checkpoint, recipe, chosen, calibration, slice(first, last)) for first, last in pairwise(bounds)
+        _quantize_range(checkpoint, recipe, chosen, calibration, alphas, slice(first, last))
+        for first, last in pairwise(bounds)
     ]
 
 
 def _quantize_range(
-    checkpoint: Checkpoint, recipe: Recipe, chosen: list[Linear], calibration: Calibration, steps: slice
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    chosen: list[Linear],
+    calibration: Calibration,
+    alphas: Mapping[str, float],
+    steps: slice,
 ) -> QuantizedRange:
     config = checkpoint.sizes.dit
 
@@ -93,7 +103,6 @@ def _quantize_range(
     }
     factors: dict[str, Float] = {}
     if recipe.smooth:
-        alphas = {linear.name: float(recipe.alpha) for linear in chosen}
         factors = smoothing_factors(chosen, config, seen, absmax_w, alphas)
     by_step = {linear.name for linear in chosen if recipe.requantizes and linear.graph == "step"}
     smoothing = fold({name: s for name, s in factors.items() if name not in by_step}, checkpoint.linears, config)
@@ -102,30 +111,44 @@ def _quantize_range(
     for linear in chosen:
         name, x = linear.name, calibration.absmax[linear.name][_steps_of(linear, steps)]
         s = factors.get(name, np.ones(linear.in_features, np.float32))
-        kind: Any = (
-            recipe.activation_range if linear.graph == "step" or recipe.activation_range == "token" else "static"
-        )
+        integers = Integers(checkpoint, recipe, calibration, linear, s)
+        s_of_range = s
         if name in by_step:
-            tables |= _step_tables(linear, x, checkpoint.tensor(linear.key()), absmax_w(linear), float(recipe.alpha))
-            delta, s_of_range = tables[f"delta/{name}"][:, 0], tables[f"smoothing/{name}"]
-        else:
-            delta, s_of_range = activation_scales(x, s), s
-        scale = {"token": TOKEN_FLOOR * float(delta.max())}.get(kind, 1.0 if name in by_step else float(delta.max()))
-        ratio = None
+            s_of_range = smoothing_factor(x, absmax_w(linear), alphas[name])
+            tables |= _weight_tables(linear, checkpoint.tensor(linear.key()), s_of_range)
+        delta = activation_scales(x, s_of_range)
+        of_difference = None
         if recipe.cfg_pair == "difference" and linear.graph == "step":
-            ratio = 1.0
-            if kind != "token":
-                of_difference = activation_scales(_difference(calibration, name)[steps], s_of_range)
-                ratio = float(delta.max() / of_difference.max())
-            if kind == "step":
-                tables[f"difference/{name}"] = (delta / of_difference)[:, None]
-                ratio = 1.0
-        if kind == "step" and name not in by_step:
-            tables[f"range/{name}"] = (delta.max() / delta)[:, None]
-        activation = Activation(kind, scale, ratio)
-        whole = partial(_whole, checkpoint, linear, s, recipe)
-        linears[name] = Quantized(linear, s, activation, whole, recipe.lora_rank, name in by_step)
+            of_difference = activation_scales(_difference(calibration, name)[steps], s_of_range)
+        if recipe.clip and recipe.activation_range != "token":
+            weight, _ = integers()
+            factor = clip_factor(recipe, linear, calibration, s, integers.smoothed(), dequantize_weight(weight))
+            delta, of_difference = delta * factor, None if of_difference is None else of_difference * factor
+        activation, more = _range(recipe, linear, delta, of_difference, name in by_step)
+        tables |= more
+        linears[name] = Quantized(linear, s, activation, integers, recipe.lora_rank, name in by_step)
     return QuantizedRange(linears, smoothing, calibration.sigmas[steps], tables)
+
+
+def _range(
+    recipe: Recipe, linear: Linear, delta: Float, of_difference: Float | None, by_step: bool
+) -> tuple[Activation, dict[str, Float]]:
+    """How the input is rounded, and its tables, from its range delta at every step [steps].
+
+    of_difference: the same of the guidance pair's difference, where that is what is rounded.
+    """
+    name, largest = linear.name, float(delta.max())
+    ratio = None if of_difference is None else float(largest / of_difference.max())
+    if recipe.w4 == "memory" and recipe.bits_of(linear) == "w4a8":
+        return Activation("engine", 1.0, None if ratio is None else 1.0), {}
+    if recipe.activation_range == "token":
+        return Activation("token", TOKEN_FLOOR * largest, None if ratio is None else 1.0), {}
+    if recipe.activation_range == "static" or linear.graph == "conditioning":
+        return Activation("static", largest, ratio), {}
+    tables = {f"delta/{name}": delta[:, None]} if by_step else {f"range/{name}": (largest / delta)[:, None]}
+    if of_difference is not None:
+        tables[f"difference/{name}"] = (delta / of_difference)[:, None]
+    return Activation("step", 1.0 if by_step else largest, None if ratio is None else 1.0), tables
 
 
 def _difference(calibration: Calibration, name: str) -> Float:
@@ -138,24 +161,60 @@ def _steps_of(linear: Linear, steps: slice, all_steps: bool = False) -> slice:
     return steps if linear.graph == "step" and not all_steps else slice(None)
 
 
-def _step_tables(linear: Linear, absmax_x: Float, weight: Float, absmax_w: Float, alpha: float) -> dict[str, Float]:
-    """SQD with a smoothing of its own at every step: s[t], the weight's scales under it, delta[t]."""
-    s = smoothing_factor(absmax_x, absmax_w, alpha)
+def _weight_tables(linear: Linear, weight: Float, s: Float) -> dict[str, Float]:
+    """SQD with a smoothing of its own at every step, s [steps, in]: it and the weight's scales under it."""
     magnitude = np.abs(weight)
     sigma = np.stack([(magnitude * row).max(axis=1) for row in s]) / np.float32(127)
-    return {
-        f"smoothing/{linear.name}": s,
-        f"weight_scale/{linear.name}": np.maximum(sigma, np.float32(1e-12)),
-        f"delta/{linear.name}": activation_scales(absmax_x, s)[:, None],
-    }
+    return {f"smoothing/{linear.name}": s, f"weight_scale/{linear.name}": np.maximum(sigma, np.float32(1e-12))}
 
 
-def _whole(checkpoint: Checkpoint, linear: Linear, s: Float, recipe: Recipe) -> tuple[Weight, LowRank | None]:
-    smoothed = checkpoint.tensor(linear.key()) * s
-    if not np.isfinite(smoothed).all():
-        raise UserError(f"the checkpoint's {linear.key()} holds NaN or infinity")
-    integers, scale = quantize_weight(smoothed)
-    return Weight(integers, scale), None
+class Integers:
+    """The Weight and low-rank branch of one Linear, made when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration, linear: Linear, s: Float):
+        self._checkpoint, self._recipe, self._linear, self._s = checkpoint, recipe, linear, s
+        self._calibration = calibration
+        self._bits: Literal[8, 4] = 4 if recipe.bits_of(linear) == "w4a8" else 8
+
+    def smoothed(self) -> Float:
+        """s W [out, in]"""
+        smoothed = self._checkpoint.tensor(self._linear.key()) * self._s
+        if not np.isfinite(smoothed).all():
+            raise UserError(f"the checkpoint's {self._linear.key()} holds NaN or infinity")
+        return smoothed
+
+    def __call__(self) -> tuple[Weight, LowRank | None]:
+        recipe, smoothed = self._recipe, self.smoothed()
+        compensated = recipe.rounding == "gptq" and self._bits == 4
+        moment = (
+            hessian([self._calibration.rows[self._linear.name][0] / self._s]) if compensated or self._clips else None
+        )
+        quantize = partial(self._compensated, moment) if compensated else partial(self._nearest, moment)
+        if not recipe.lora_rank:
+            return quantize(smoothed), None
+        root = np.linalg.cholesky(moment).astype(np.float32) if compensated and moment is not None else None
+        if recipe.lora_form == "residual":
+            weight = quantize(smoothed)
+            return weight, residual(smoothed, weight, recipe.lora_rank, root)
+        draft, rounds = partial(self._nearest, moment), 4 if compensated else 0
+        branch, weight = svdquant(smoothed, recipe.lora_rank, quantize, root, rounds, draft)
+        return weight, branch
+
+    @property
+    def _group(self) -> int:
+        return self._recipe.group_size if self._bits == 4 else 0
+
+    def _nearest(self, moment: NDArray[np.float64] | None, weight: Float) -> Weight:
+        clip = np.diag(moment).astype(np.float32) if moment is not None and self._clips else None
+        return quantize_weight(weight, self._bits, self._group, clip)
+
+    def _compensated(self, moment: NDArray[np.float64] | None, weight: Float) -> Weight:
+        assert moment is not None
+        return gptq(weight, moment, self._bits, self._group, self._clips)
+
+    @property
+    def _clips(self) -> bool:
+        return self._recipe.clip and self._bits == 4
 
 
 class _Kept:

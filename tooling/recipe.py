@@ -33,11 +33,11 @@ class Recipe:
     does; bits_for: pairs (pattern, bits or `float`) for some of those, of which the last that matches counts. Patterns
     are wildcards over the full name (`transformer.layers.3.ff.ff.2`) or the kind within a block (`ff.ff.2`).
     sqd_weights: what SQD does with the weights: `shared` by all steps, `requantize`d at each, `grouped:G`, a set for
-    each of G ranges of steps. lora_rank, lora_form: the FP16 low-rank branch; 0: none. clip: activation ranges by
-    least output error. cfg_pair: both halves of the guidance pair are quantized as they are, or one of them as its
-    `difference` from the other, whose error guidance does not multiply. For 4-bit weights, w4: `expanded` to int8 in
-    the engine or kept in `memory`; group_size: input channels that share a scale, 0 for all of an output channel;
-    rounding: `nearest` or `gptq`.
+    each of G ranges of steps. lora_rank, lora_form: the FP16 low-rank branch; 0: none. clip: static and step ranges
+    and the scales of 4-bit weights by least output error. cfg_pair: both halves of the guidance pair are quantized as
+    they are, or one of them as its `difference` from the other, whose error guidance does not multiply. For 4-bit
+    weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input channels that share a scale, 0
+    for all of an output channel; rounding: `nearest` or `gptq`, which makes up for errors, those of a branch, too.
     """
 
     method: str = "sqs"
@@ -113,8 +113,10 @@ class Recipe:
             yield "sqd_weights requantize needs w8a8: four bits have lost what a step would restore"
         if self.w4 == "memory" and four and self.method != "sqt":
             yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
-        if self.clip and self.method == "sqt":
-            yield "clip needs static or step ranges, sqt takes every token's own"
+        if self.clip and self.method == "sqt" and not four:
+            yield "clip has nothing to do: sqt takes every token's own range, and 8-bit weights gain nothing"
+        if self.requantizes and not self.smooth:
+            yield "sqd_weights requantize is a smoothing for every step: it cannot be without"
 
     @property
     def smoothing(self) -> str:

@@ -19,8 +19,8 @@ from ..exporters.conditioners import MultiConditioner
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.float_graphs import ConditioningGraph, StepGraph, context_names
 from ..exporters.linears import DIT_PREFIX
-from ..exporters.quantized import Weight
 from .quantize import Quantized, QuantizedRange
+from .weights import dequantize_weight
 
 Float = NDArray[np.float32]
 
@@ -30,12 +30,6 @@ def fake_quantize(x: Tensor, scale: Tensor | float) -> Tensor:
     return (x / scale).round().clamp(-128, 127) * scale
 
 
-def dequantized(weight: Weight) -> Float:
-    """[out, in]"""
-    groups = weight.scale if weight.scale.ndim == 2 else weight.scale[:, None]
-    return weight.integers.astype(np.float32) * np.repeat(groups, weight.integers.shape[1] // groups.shape[1], axis=1)
-
-
 class SimulatedLinear(nn.Module):
     """One Linear by its method's formula. `tables` holds the current step's (see SimulatedModel)."""
 
@@ -43,7 +37,7 @@ class SimulatedLinear(nn.Module):
         super().__init__()
         self._item, self._tables, self._bias = item, tables, bias
         weight, branch = item.whole()
-        self._weight = torch.from_numpy(dequantized(weight).astype(np.float32))
+        self._weight = torch.from_numpy(dequantize_weight(weight))
         self._s = torch.from_numpy(item.s)
         self._branch = None
         if branch is not None:

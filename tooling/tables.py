@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..engines.home import sha256
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
 from ..runtime.pipeline import Settings
+from .journal import slot_steps
 
 Float = NDArray[np.float32]
 SHIPPED = "calibration.safetensors"
@@ -28,16 +29,21 @@ class Calibration:
     """What was seen of every Linear's input, by Linear name.
 
     sigmas [steps], highest first; absmax [steps, in], one row where it never changes (the conditioning graph);
-    difference: of the guidance pair's difference, first half less the second, absmax [steps, in], step graph only.
+    difference: of the guidance pair's difference, first half less the second, absmax [steps, in], step graph only;
+    rows: a sample of tokens [n, in] and the step of each [n], where they were asked for.
     """
 
     sigmas: NDArray[np.float64]
     absmax: Mapping[str, Float]
     difference: Mapping[str, Float]
+    rows: Mapping[str, tuple[Float, NDArray[np.int64]]] = field(default_factory=dict)
 
 
-def load_calibration(path: Path, checkpoint: Checkpoint) -> Calibration:
-    """The table at `path`. Raises UserError when it is unreadable or belongs to another checkpoint."""
+def load_calibration(path: Path, checkpoint: Checkpoint, rows: bool = False) -> Calibration:
+    """The table at `path`, with its token rows where `rows` asks for them.
+
+    Raises UserError when it is unreadable, belongs to another checkpoint, or has no rows (a shipped one).
+    """
     metadata, tensors = _read(path)
     if metadata.get("checkpoint") != checkpoint.digest:
         raise UserError(f"the calibration table {path} belongs to another checkpoint; use --recalibrate")
@@ -57,7 +63,8 @@ def load_calibration(path: Path, checkpoint: Checkpoint) -> Calibration:
                 difference[name] = _checked(key, value, graphs, steps)
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"the calibration table {path} is damaged ({error}); use --recalibrate") from None
-    return Calibration(settings.sigmas[:-1], absmax, difference)
+    sample = load_rows(path, checkpoint) if rows else {}
+    return Calibration(settings.sigmas[:-1], absmax, difference, sample)
 
 
 def _checked(key: str, value: NDArray, linears: Mapping[str, Linear], steps: int) -> Float:
@@ -68,6 +75,30 @@ def _checked(key: str, value: NDArray, linears: Mapping[str, Linear], steps: int
     if value.shape != (steps, linears[name].in_features) or not np.isfinite(value).all():
         raise ValueError(f"{key} of shape {value.shape}")
     return value.astype(np.float32)
+
+
+def load_rows(path: Path, checkpoint: Checkpoint) -> dict[str, tuple[Float, NDArray[np.int64]]]:
+    """The reservoir of the table at `path`: by Linear name, token rows [n, in] and the step each comes from, [n].
+
+    Rows of the conditioning graph, which runs once a prompt, are all of step 0.
+    Raises UserError as load_calibration, and for a table without rows (a shipped one).
+    """
+    metadata, tensors = _read(path)
+    if metadata.get("checkpoint") != checkpoint.digest:
+        raise UserError(f"the calibration table {path} belongs to another checkpoint; use --recalibrate")
+    linears = {f"rows/{linear.name}": linear for linear in checkpoint.linears}
+    kept = {key: value for key, value in tensors.items() if key in linears and len(value)}
+    if not kept:
+        raise UserError(f"the calibration table {path} keeps no token rows; use --recalibrate")
+    steps = json.loads(metadata["settings"])["steps"]
+    rows = {}
+    for key, value in kept.items():
+        linear = linears[key]
+        if value.shape[1:] != (linear.in_features,) or not np.isfinite(value).all():
+            raise UserError(f"the calibration table {path} is damaged ({key}); use --recalibrate")
+        step = slot_steps(steps, len(value)) if linear.graph == "step" else np.zeros(len(value), np.int64)
+        rows[linear.name] = (value.astype(np.float32), step)
+    return rows
 
 
 def table_facts(path: Path) -> dict:

@@ -18,7 +18,7 @@ from dit_trt.engines.errors import UserError
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling.calibrate import Plan, calibrate
-from dit_trt.tooling.tables import load_calibration, shipped_table, slim_table
+from dit_trt.tooling.tables import load_calibration, load_rows, shipped_table, slim_table
 from dit_trt.tooling.workflow import CalibrationOptions, calibration_table
 
 STEPS = 6
@@ -100,6 +100,35 @@ def test_reservoir_rows_are_real_tokens_of_both_halves(tiny: Path, tiny_float: B
             assert not zero[0::2].all()
         else:
             assert not zero.any() and len(np.unique(rows, axis=0)) > 48
+
+
+def test_loaded_rows_know_their_steps(tiny: Path, tiny_float: Bundle) -> None:
+    """Every row lies within the range that its own step recorded, and not all within that of one other step."""
+    checkpoint = Checkpoint.open(str(tiny))
+    path = calibrate(checkpoint, tiny_float, a_plan(checkpoint, seed=100))
+    table, loaded = load_file(path), load_rows(path, checkpoint)
+    assert list(loaded) and loaded.keys() == {linear.name for linear in checkpoint.linears}
+    elsewhere = 0
+    for linear in checkpoint.linears:
+        rows, step = loaded[linear.name]
+        assert rows.shape == (64, linear.in_features) and rows.dtype == np.float32 and step.shape == (64,)
+        # Tables are kept for long: which row is of which step is part of their format.
+        expected = np.zeros(64) if linear.graph == "conditioning" else np.arange(64) * STEPS // 64
+        np.testing.assert_array_equal(step, expected)
+        high, low = table[f"max/{linear.name}"], table[f"min/{linear.name}"]
+        slack = 1e-3 * np.maximum(np.abs(high), np.abs(low)).max() + 1e-6
+        assert (rows <= high[step] + slack).all() and (rows >= low[step] - slack).all()
+        other = (step + 1) % len(high)
+        elsewhere += int(((rows > high[other] + slack) | (rows < low[other] - slack)).sum())
+    assert elsewhere
+
+
+def test_a_table_without_rows_says_what_to_do(tiny: Path, tiny_float: Bundle, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(str(tiny))
+    slim = tmp_path / "slim.safetensors"
+    slim_table(calibrate(checkpoint, tiny_float, a_plan(checkpoint, seed=100)), slim)
+    with pytest.raises(UserError, match=r"no token rows; use --recalibrate"):
+        load_rows(slim, checkpoint)
 
 
 @pytest.mark.parametrize("stop_at", [1, STEPS - 1, STEPS, STEPS + 3])
