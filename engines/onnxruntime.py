@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import UserError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INT8_OPS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul")
+INT8_OPS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul")
 # Would turn `MatMul(DQ, DQ) + bias` into a float Gemm before the int8 fusion sees it.
 _DISABLED = ["MatMulAddFusion"]
 

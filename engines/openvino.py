@@ -89,12 +89,17 @@ class OpenVINOEngine:
         return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
 
     def int8_matmuls(self) -> set[str]:
-        """Names of the ONNX MatMul nodes whose kernel multiplies int8 by int8, read from the runtime's own graph."""
-        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" in kernel for name in names}
+        """Names of the ONNX MatMul nodes whose kernel multiplies 8 bits by 8 bits, read from the runtime's own graph.
+
+        OpenVINO says `_i8` of a kernel for int8 activations and `_I8` of one for uint8 activations.
+        """
+        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" in kernel.lower() for name in names}
 
     def float_matmuls(self) -> set[str]:
         """The other matrix products: attention, embedders, and any Linear that lost its int8 kernel."""
-        return {name for kernel, names in matmul_kernels(self.compiled) if "_i8" not in kernel for name in names}
+        return {
+            name for kernel, names in matmul_kernels(self.compiled) if "_i8" not in kernel.lower() for name in names
+        }
 
 
 def matmul_kernels(compiled: ov.CompiledModel) -> Iterator[tuple[str, list[str]]]:
