@@ -195,24 +195,18 @@ class Ablation:
     def _time(self, backend: str, rows: Sequence[Row], rounds: int) -> None:
         """Ratios of a step's time to the baseline's of the same backend, within each of `rounds` rounds."""
         base = next(row for row in ROWS if row.name == f"{backend}/{BASELINE}")
-        contenders = {row.name: self.open(row) for row in rows}
-        base_digest = (contenders.get(base.name) or self.open(base)).digest
-        due = [
-            row
-            for row in rows
-            if self.results[row.name].get("timed") != [contenders[row.name].digest, base_digest, rounds]
-        ]
+        baseline = self.open(base)
+        timed = {row.name: [self.results[row.name]["digest"], baseline.digest, rounds] for row in rows}
+        due = [row for row in rows if self.results[row.name].get("timed") != timed[row.name]]
         if not due:
             return
-        opened = {row.name: contenders[row.name] for row in due}
-        opened.setdefault(base.name, contenders.get(base.name) or self.open(base))
-        steps = {name: _step(contender.pipeline, self.trial) for name, contender in opened.items()}
+        contenders = {base.name: baseline, **{row.name: self.open(row) for row in due if row != base}}
+        steps = {name: _step(contender.pipeline, self.trial) for name, contender in contenders.items()}
         with self._watch(f"timing {backend}, rounds", rounds) as done:
             seconds = interleaved(steps, rounds, done)
         for row in due:
             ratios = [own / sqs for own, sqs in zip(seconds[row.name], seconds[base.name])]
-            timed = [contenders[row.name].digest, base_digest, rounds]
-            self._keep(row, {**self.results[row.name], "timed": timed, "ratios": ratios})
+            self._keep(row, {**self.results[row.name], "timed": timed[row.name], "ratios": ratios})
 
     def _keep(self, row: Row, result: dict) -> None:
         self.results[row.name] = result

@@ -86,6 +86,7 @@ _RECIPES: dict[str, tuple[str, dict[str, object]]] = {
 
 _PEER_LABELS = {
     "nncf-int8": "NNCF quantize, transformer",
+    "nncf-int8-same": "NNCF quantize, transformer, the same Linears as ours",
     "nncf-int4": "NNCF int4 weights, groups of 64",
     "ort-static": "ONNX Runtime quantize_static",
     "ort-dynamic": "ONNX Runtime quantize_dynamic",

@@ -41,7 +41,7 @@ def test_numbers_of_the_rows(done: Ablation) -> None:
     assert exact["worst_step_cosine"] == pytest.approx(1, abs=1e-6)
     assert (exact["snr_db"], exact["log_mel_db"], exact["linears"]) == (200, 0, 0)
     for row in (sqs, ort_sqs, static):
-        assert 0.5 < row["worst_step_cosine"] < 0.99999
+        assert row["worst_step_cosine"] < 0.99999
         assert row["worst_step_cosine"] == min(row["cosine_by_step"]) == row["cosine_by_step"][row["worst_step"]]
         assert row["log_mel_db"] > 0
         assert len(row["ratios"]) == 3
@@ -52,6 +52,7 @@ def test_numbers_of_the_rows(done: Ablation) -> None:
         "none",
         "static",
     )
+    assert static["worst_step_cosine"] < 0.5 < sqs["worst_step_cosine"], "outliers, and nothing that smooths them"
     assert sqs["ratios"] == ort_sqs["ratios"] == [1, 1, 1], "each backend has its own baseline"
     assert sqs["step_bytes"] < exact["step_bytes"] / 2
     assert static["bundle_bytes"] - static["step_bytes"] == exact["bundle_bytes"] - exact["step_bytes"]

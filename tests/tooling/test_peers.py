@@ -117,7 +117,7 @@ def test_a_missing_peer_is_named(tiny_float: Bundle, tmp_path: Path) -> None:
         make(peer, tiny_float, lambda: [], [], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["nncf-int8", "nncf-int4"])
+@pytest.mark.parametrize("name", ["nncf-int8", "nncf-int8-same", "nncf-int4"])
 def test_nncf(name: str, tiny_float: Bundle, calls: list[Call], tmp_path: Path) -> None:
     require("nncf")
     linears = Checkpoint.open(tiny_float.manifest["model"]["source"]).linears
