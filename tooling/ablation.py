@@ -167,7 +167,8 @@ class Ablation:
         left_out: dict[str, str] = {}
         clips, started, spent = self.clips, time.monotonic(), 0
         for number, row in enumerate(rows):
-            rest = (time.monotonic() - started) / spent * (len(rows) - number) if spent else None
+            ahead = sum(other.name not in self.results for other in rows[number:])
+            rest = (time.monotonic() - started) / spent * ahead if spent else None
             self._say(f"{number + 1}/{len(rows)} {row.name}" + (f", about {rest / 60:.0f} min left" if rest else ""))
             try:
                 contender = self.open(row)
