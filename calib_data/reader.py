@@ -79,3 +79,8 @@ def _captions(path: Path, text: str) -> list[str]:
 def heldout_prompts() -> list[str]:
     """The prompts that calibration never sees; comparisons run on them."""
     return read_prompts(Path(__file__).with_name("heldout.txt"))
+
+
+def ablation_prompts() -> list[str]:
+    """The prompts of the ablation table: seen by neither calibration nor the comparisons that chose our defaults."""
+    return read_prompts(Path(__file__).with_name("ablation.txt"))

@@ -14,7 +14,7 @@ from .errors import UserError
 from .onnxruntime_int4 import OPTIONS, int4_matmuls
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INT8_OPS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul")
+INT8_OPS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul")
 # Would turn `MatMul(DQ, DQ) + bias` into a float Gemm before the int8 fusion sees it.
 _DISABLED = ["MatMulAddFusion"]
 

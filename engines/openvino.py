@@ -95,17 +95,18 @@ class OpenVINOEngine:
         return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
 
     def int8_matmuls(self) -> set[str]:
-        """Names of the ONNX MatMul nodes whose kernel multiplies int8 by int8, read from the runtime's own graph.
+        """Names of the ONNX MatMul nodes whose kernel multiplies 8 bits by 8 bits, read from the runtime's own graph.
 
-        Products by weights that stay in 4 bits count when OpenVINO quantizes their activation: see `int4_matmuls`.
+        OpenVINO says `_i8` of a kernel for int8 activations and `_I8` of one for uint8 activations. Products by weights
+        that stay in 4 bits count when OpenVINO quantizes their activation: see `int4_matmuls`.
         """
-        found = {name for kernel, names in matmul_kernels(self.compiled) if "_i8" in kernel for name in names}
+        kernels = matmul_kernels(self.compiled)
+        found = {name for kernel, names in kernels if "_i8" in kernel.lower() for name in names}
         return found | int4_matmuls(self.compiled, self._device) if self._keeps_int4 else found
 
     def float_matmuls(self) -> set[str]:
         """The other matrix products: attention, embedders, and any Linear that lost its int8 kernel."""
-        names = {name for kernel, names in matmul_kernels(self.compiled) if "_i8" not in kernel for name in names}
-        return names - self.int8_matmuls()
+        return {name for _, names in matmul_kernels(self.compiled) for name in names} - self.int8_matmuls()
 
 
 def matmul_kernels(compiled: ov.CompiledModel) -> Iterator[tuple[str, list[str]]]:

@@ -27,9 +27,9 @@ from ..engines.errors import UserError
 from ..runtime.denoiser import guide
 from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.step_engine import Conditioning
+from .fidelity import snr_db
 
 Float = NDArray[np.float32]
-IDENTICAL_DB = 200.0
 MIN_COSINE = {"w8a8": 0.95, "w4a8": 0.92, "fp32": 0.999}
 
 
@@ -153,7 +153,7 @@ def compare(
             bar,
         )
     snr = [
-        _snr_db(*(_rollout(p, conditionings[p][i], _reseed(settings, i), count) for p in (theirs, ours)))
+        snr_db(*(_rollout(p, conditionings[p][i], _reseed(settings, i), count) for p in (theirs, ours)))
         for i in range(len(prompts))
     ]
     return Difference(cosine_table, np.array(error, np.float64).reshape(shape), np.array(snr), commands)
@@ -189,12 +189,6 @@ def _record(
 
 def _rollout(pipeline: Pipeline, conditioning: Conditioning, settings: Settings, count: _Counter) -> Float:
     return pipeline.sample(conditioning, replace(settings, sampler="dpmpp-2m"), count.one)
-
-
-def _snr_db(expected: Float, found: Float) -> float:
-    noise = float(np.square(found - expected, dtype=np.float64).sum())
-    signal = float(np.square(expected, dtype=np.float64).sum())
-    return IDENTICAL_DB if noise == 0 else min(IDENTICAL_DB, 10 * float(np.log10(signal / noise)))
 
 
 def _polygraphy_commands(

@@ -68,7 +68,7 @@ def rounded_rows(
 ) -> Float:
     """X / s [n, in] after the recipe's activation range; delta [steps of the table], times `factor`; steps [n]."""
     if recipe.activation_range == "token":
-        return activations.token(smoothed, 0.0)
+        return activations.token(smoothed, 1e-12)
     if recipe.activation_range == "static" or linear.graph == "conditioning":
         return activations.static(smoothed, float(delta.max()) * factor)
     return activations.step(smoothed, float(delta.max()) * factor, delta[steps] * factor)

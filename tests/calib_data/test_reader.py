@@ -1,10 +1,18 @@
 """Reading and choosing calibration prompts."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_trt.calib_data.reader import choose_prompts, default_prompts, read_prompts
+from dit_trt.calib_data.reader import (
+    ablation_prompts,
+    choose_prompts,
+    default_prompts,
+    heldout_prompts,
+    read_prompts,
+)
 from dit_trt.engines.errors import UserError
 
 SOUNDS = (
@@ -136,3 +144,12 @@ def test_every_prompt_has_its_chance():
 def test_more_than_there_are(count):
     with pytest.raises(UserError, match=f"cannot choose {count} of 3 prompts: use --num-prompts 1 to 3"):
         choose_prompts(["a", "b", "c"], count, 0)
+
+
+def test_the_ablations_prompts_are_held_out():
+    def normalised(prompts):
+        return {" ".join(re.findall(r"\w+", prompt.lower())) for prompt in prompts}
+
+    prompts = ablation_prompts()
+    assert len(normalised(prompts)) == len(prompts) >= 16
+    assert normalised(prompts).isdisjoint(normalised(default_prompts()) | normalised(heldout_prompts()))

@@ -95,7 +95,7 @@ def command(
 
 
 def _print(result: Difference) -> None:
-    from ..diff import IDENTICAL_DB
+    from ..fidelity import IDENTICAL_DB
 
     tell("worst steps   mean cosine   min cosine   relative error")
     means = result.cosine.mean(axis=0)

@@ -1,0 +1,120 @@
+"""The rows of the ablation table: every method of the paper, ours, and the peers, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from ..engines.errors import UserError
+from .peers import PEERS
+from .recipe import Recipe
+
+BASELINE = "w8a8-sqs"  # what latencies are ratios to, on the same backend
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. recipe: keyword arguments of `Recipe`; or the name of a peer.
+
+    name: `<backend>/<slug>`, for --rows. label: what the table calls it.
+    """
+
+    backend: str
+    slug: str
+    label: str
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    peer: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend}/{self.slug}"
+
+    def to_recipe(self) -> Recipe:
+        return Recipe(**self.recipe)  # type: ignore[arg-type]
+
+
+_RANK = {"lora_rank": 32}
+_SVDQUANT = {**_RANK, "lora_form": "svdquant"}
+_RESIDUAL = {**_RANK, "lora_form": "residual"}
+_CHANNEL = {"bits": "w4a8", "w4": "expanded", "group_size": 0}
+_GROUP = {"bits": "w4a8", "w4": "expanded", "group_size": 64}
+_MEMORY = {"bits": "w4a8", "w4": "memory", "group_size": 64}
+_GPTQ = {"rounding": "gptq"}
+_BEST = {"alpha": "auto", "clip": True}
+
+# slug -> label, recipe. The paper's alpha is 0.5, our default another; the rows take the default but where they say so.
+_RECIPES: dict[str, tuple[str, dict[str, object]]] = {
+    "fp32": ("FP32", {"method": "none"}),
+    "w8a8-plain": ("W8A8, no smoothing", {"method": "sqs", "smooth": False}),
+    "w8a8-sqs-0.5": ("W8A8 SQS, alpha 0.5 (the paper's)", {"method": "sqs", "alpha": 0.5}),
+    BASELINE: ("W8A8 SQS", {"method": "sqs"}),
+    "w8a8-sqs-auto": ("W8A8 SQS, alpha auto", {"method": "sqs", "alpha": "auto"}),
+    "w8a8-sqs-clip": ("W8A8 SQS, clipped", {"method": "sqs", "clip": True}),
+    "w8a8-sqs-residual": ("W8A8 SQS + rank 32, residual", {"method": "sqs", **_RESIDUAL}),
+    "w8a8-sqs-svdquant": ("W8A8 SQS + rank 32, svdquant", {"method": "sqs", **_SVDQUANT}),
+    "w8a8-sqd-0.5": ("W8A8 SQD shared, alpha 0.5", {"method": "sqd", "sqd_weights": "shared", "alpha": 0.5}),
+    "w8a8-sqd": ("W8A8 SQD shared", {"method": "sqd", "sqd_weights": "shared"}),
+    "w8a8-sqd-requantize": ("W8A8 SQD requantize", {"method": "sqd", "sqd_weights": "requantize"}),
+    "w8a8-sqd-grouped": ("W8A8 SQD grouped:4", {"method": "sqd", "sqd_weights": "grouped:4"}),
+    "w8a8-sqd-residual": ("W8A8 SQD shared + rank 32, residual", {"method": "sqd", **_RESIDUAL}),
+    "w8a8-sqd-svdquant": ("W8A8 SQD shared + rank 32, svdquant", {"method": "sqd", **_SVDQUANT}),
+    "w8a8-token": ("W8A8 sqt, no smoothing", {"method": "sqt", "smooth": False}),
+    "w8a8-sqt": ("W8A8 sqt", {"method": "sqt"}),
+    "w8a8-sqt-auto": ("W8A8 sqt, alpha auto", {"method": "sqt", "alpha": "auto"}),
+    "w8a8-sqt-clip": ("W8A8 sqt, clipped", {"method": "sqt", "clip": True}),
+    "w8a8-sqt-residual": ("W8A8 sqt + rank 32, residual", {"method": "sqt", **_RESIDUAL}),
+    "w8a8-sqt-svdquant": ("W8A8 sqt + rank 32, svdquant", {"method": "sqt", **_SVDQUANT}),
+    "w8a8-sqt-best": ("W8A8 sqt + rank 32, alpha auto, clipped", {"method": "sqt", **_SVDQUANT, **_BEST}),
+    "w4a8-sqs": ("W4A8 SQS", {"method": "sqs", **_CHANNEL}),
+    "w4a8-sqd": ("W4A8 SQD shared", {"method": "sqd", **_CHANNEL}),
+    "w4a8-sqd-residual": ("W4A8 SQD shared + rank 32, residual", {"method": "sqd", **_CHANNEL, **_RESIDUAL}),
+    "w4a8-sqd-svdquant": ("W4A8 SQD shared + rank 32, svdquant", {"method": "sqd", **_CHANNEL, **_SVDQUANT}),
+    "w4a8-sqt": ("W4A8 sqt", {"method": "sqt", **_CHANNEL}),
+    "w4a8-g64-sqs": ("W4A8 groups of 64, SQS", {"method": "sqs", **_GROUP}),
+    "w4a8-g64-sqd": ("W4A8 groups of 64, SQD shared", {"method": "sqd", **_GROUP}),
+    "w4a8-g64-sqt": ("W4A8 groups of 64, sqt", {"method": "sqt", **_GROUP}),
+    "w4a8-g64-sqt-gptq": ("W4A8 groups of 64, sqt, GPTQ", {"method": "sqt", **_GROUP, **_GPTQ}),
+    "w4a8-g64-sqt-svdquant": ("W4A8 groups of 64, sqt + rank 32, svdquant", {"method": "sqt", **_GROUP, **_SVDQUANT}),
+    "w4a8-g64-best": (
+        "W4A8 groups of 64, sqt + rank 32, GPTQ, alpha auto, clipped",
+        {"method": "sqt", **_GROUP, **_SVDQUANT, **_GPTQ, **_BEST},
+    ),
+    "w4a8-memory": ("W4A8 groups of 64, in memory", {"method": "sqt", **_MEMORY}),
+    "w4a8-memory-gptq": ("W4A8 groups of 64, in memory, GPTQ", {"method": "sqt", **_MEMORY, **_GPTQ}),
+}
+
+_PEER_LABELS = {
+    "nncf-int8": "NNCF quantize, transformer",
+    "nncf-int8-same": "NNCF quantize, transformer, the same Linears as ours",
+    "nncf-int4": "NNCF int4 weights, groups of 64",
+    "ort-static": "ONNX Runtime quantize_static",
+    "ort-dynamic": "ONNX Runtime quantize_dynamic",
+}
+
+# The second backend repeats what the recommendation rests on.
+_ON_ONNXRUNTIME = (
+    *("fp32", "w8a8-plain", BASELINE, "w8a8-sqd", "w8a8-sqd-requantize", "w8a8-sqt", "w8a8-sqt-svdquant"),
+    *("w4a8-sqs", "w4a8-sqd", "w4a8-sqd-svdquant", "w4a8-g64-sqt", "w4a8-g64-sqt-svdquant", "w4a8-memory"),
+)
+
+
+def _rows(backend: str, slugs: Iterable[str]) -> list[Row]:
+    own = [Row(backend, slug, *_RECIPES[slug]) for slug in slugs]
+    peers = [Row(backend, name, _PEER_LABELS[name], peer=name) for name in PEERS if PEERS[name].backend == backend]
+    return own + peers
+
+
+ROWS = tuple(_rows("openvino", _RECIPES) + _rows("onnxruntime", _ON_ONNXRUNTIME))
+
+
+def chosen_rows(pattern: str) -> list[Row]:
+    """The rows whose name `pattern`, wildcards and all, matches; several patterns have commas between them.
+
+    Raises UserError when one matches none.
+    """
+    patterns = pattern.split(",")
+    for each in patterns:
+        if not any(fnmatchcase(row.name, each) for row in ROWS):
+            raise UserError(f"--rows {each} matches no row; there are: {', '.join(row.name for row in ROWS)}")
+    return [row for row in ROWS if any(fnmatchcase(row.name, each) for each in patterns)]
