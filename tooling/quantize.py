@@ -6,7 +6,7 @@ same in the domain of the folded graph, where 1/s has gone into whatever made X.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -63,6 +63,11 @@ class QuantizedRange:
         """By Linear name, in the domain of the folded graph."""
         kept = _Kept()
         return {name: _exported(item, self.smoothing.rows.get(name), kept) for name, item in self.linears.items()}
+
+
+def range_bounds(ranges: Sequence[QuantizedRange]) -> list[float]:
+    """The falling sigmas between ranges: between two steps, so that no machine's last digit of a sigma decides."""
+    return [float((high.sigmas[-1] * low.sigmas[0]) ** 0.5) for high, low in pairwise(ranges)]
 
 
 def quantize_model(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration) -> list[QuantizedRange]:

@@ -1,43 +1,62 @@
 """Every method as a plain simulation: the DiT in torch whose Linears compute with fake-quantized numbers.
 
-No folds, no graphs, no engines: X / s and s W are taken as the formulas have them (DESIGN section 4; paper eq. 1-9).
-What an engine loses against this is the engine's; what this loses against FP32 is the method's. `step-channel`, the
-paper's own simulation of SQD, exists only here: no integer product has a range for every channel and step.
+No folds, no graphs, no engines: X / s and s W are taken as the formulas have them (paper eq. 1-9). What an engine loses
+against this is the engine's; what this loses against FP32 is the method's. `step_channel`, the paper's own simulation
+of SQD, exists only here: no integer product has a range for every channel and step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..engines.base import Engine
+from ..engines.bundle import Bundle
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.conditioners import MultiConditioner
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.float_graphs import ConditioningGraph, StepGraph, context_names
 from ..exporters.linears import DIT_PREFIX
-from .quantize import Quantized, QuantizedRange
+from ..exporters.quantized import Weight
+from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.step_engine import Conditioning, graph_index
+from .quantize import Quantized, QuantizedRange, quantize_model, range_bounds
+from .recipe import Recipe
+from .tables import Calibration
 from .weights import dequantize_weight
 
 Float = NDArray[np.float32]
+Function = Callable[[Mapping[str, NDArray]], dict[str, Float]]
+# (a Linear's numbers, its bias, the current step's tables) -> what computes in its place
+Simulated = Callable[[Quantized, Tensor | None, Mapping[str, Tensor]], nn.Module]
 
 
-def fake_quantize(x: Tensor, scale: Tensor | float) -> Tensor:
-    """round(x / scale) to even, clipped to int8, times scale."""
-    return (x / scale).round().clamp(-128, 127) * scale
+def fake_quantize(x: Tensor, scale: Tensor | float, levels: int = 127) -> Tensor:
+    """round(x / scale) to even, clipped to int8 (or to +-7), times scale."""
+    return (x / scale).round().clamp(-128 if levels == 127 else -levels, levels) * scale
+
+
+def _engine_group(weight: Weight) -> int:
+    """Channels that OpenVINO gives a range of their own: the largest of its groups that a weight's group holds."""
+    width = weight.integers.shape[1] // (weight.scale.shape[1] if weight.scale.ndim == 2 else 1)
+    return next((group for group in (128, 64, 32, 16) if width % group == 0), width)
 
 
 class SimulatedLinear(nn.Module):
     """One Linear by its method's formula. `tables` holds the current step's (see SimulatedModel)."""
 
-    def __init__(self, item: Quantized, bias: Tensor | None, tables: dict[str, Tensor]):
+    def __init__(self, item: Quantized, bias: Tensor | None, tables: Mapping[str, Tensor]):
         super().__init__()
         self._item, self._tables, self._bias = item, tables, bias
         weight, branch = item.whole()
         self._weight = torch.from_numpy(dequantize_weight(weight))
+        self._group = _engine_group(weight)
         self._s = torch.from_numpy(item.s)
         self._branch = None
         if branch is not None:
@@ -76,26 +95,65 @@ class SimulatedLinear(nn.Module):
                 return fake_quantize(smoothed, activation.scale)
             case "step":
                 return fake_quantize(smoothed, activation.scale / self._tables[f"range/{self._item.linear.name}"])
-            case _:
+            case "token":
                 absmax = smoothed.abs().amax(-1, keepdim=True)
                 return fake_quantize(smoothed, (absmax / 127).clamp_min(activation.scale))
+            case "engine":  # every token and group of channels by itself
+                groups = smoothed.unflatten(-1, (-1, self._group))
+                absmax = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+                return fake_quantize(groups, absmax / 127).flatten(-2)
+
+
+class StepChannelLinear(SimulatedLinear):
+    """The paper's own SQD: X / s[t] by a range for every channel and step, s[t] W rounded from the original W.
+
+    weight [out, in]; levels: 127, or 7 for 4 bits. The table `channel/<name>` has absmax_x / s[t] / 127 [in].
+    """
+
+    def __init__(self, item: Quantized, bias: Tensor | None, tables: Mapping[str, Tensor], weight: Float, levels: int):
+        super().__init__(item, bias, tables)
+        self._weight, self._levels = torch.from_numpy(weight), levels
+
+    def _product(self, x: Tensor) -> Tensor:
+        name = self._item.linear.name
+        s, sigma = self._tables[f"smoothing/{name}"], self._tables[f"weight_scale/{name}"][:, None]
+        weight = fake_quantize(self._weight * s, sigma * (127 / self._levels), self._levels)
+        return fake_quantize(x / s, self._tables[f"channel/{name}"]) @ weight.T
+
+
+def step_channel_model(
+    checkpoint: Checkpoint, calibration: Calibration, alpha: float = 0.5, bits: Literal[8, 4] = 8
+) -> SimulatedModel:
+    """The simulation that the paper evaluates as SQD. `to_kv`, which runs once a prompt, is SQS in it."""
+    [one] = quantize_model(checkpoint, Recipe("sqd", alpha=alpha, sqd_weights="requantize"), calibration)
+    for name, item in one.linears.items():
+        if item.by_step:
+            channels = calibration.absmax[name] / one.tables[f"smoothing/{name}"] / np.float32(127)
+            one.tables[f"channel/{name}"] = np.maximum(channels, np.float32(1e-12))
+
+    def simulated(item: Quantized, bias: Tensor | None, tables: Mapping[str, Tensor]) -> SimulatedLinear:
+        if not item.by_step:
+            return SimulatedLinear(item, bias, tables)
+        return StepChannelLinear(item, bias, tables, checkpoint.tensor(item.linear.key()), {8: 127, 4: 7}[bits])
+
+    return SimulatedModel(checkpoint, [one], simulated)
 
 
 class SimulatedModel:
-    """The conditioning and step graphs of a checkpoint with simulated Linears, each with the interface of an `Engine`.
+    """The conditioning and step graphs of a checkpoint, in torch, with simulated Linears."""
 
-    The step's inputs are those of the graph and `sigma` [], of which the step's tables and range are found.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, ranges: Sequence[QuantizedRange]):
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Checkpoint, ranges: Sequence[QuantizedRange], simulated: Simulated = SimulatedLinear
+    ):
+        self._names = context_names(checkpoint.sizes.dit.depth)
         conditioner = MultiConditioner(checkpoint.config)
         _load(conditioner, "conditioner.", checkpoint)
-        self.conditioning = ConditioningGraph(_simulated(checkpoint, ranges[0], "conditioning", {}), conditioner)
-        self._ranges = list(ranges)
+        dit = _simulated(checkpoint, ranges[0], "conditioning", {}, simulated)
+        self._conditioning = ConditioningGraph(dit, conditioner)
+        self._ranges, self._bounds = list(ranges), range_bounds(ranges)
         self._tables: list[dict[str, Tensor]] = [{} for _ in ranges]
         self._steps = [
-            StepGraph(_simulated(checkpoint, one, "step", tables), checkpoint.sizes.max_latents)
+            StepGraph(_simulated(checkpoint, one, "step", tables, simulated), checkpoint.sizes.max_latents)
             for one, tables in zip(ranges, self._tables)
         ]
         for step in self._steps:
@@ -103,16 +161,22 @@ class SimulatedModel:
                 step.rope.register_buffer(name, torch.from_numpy(checkpoint.tensor(f"rope.{name}")))
 
     @torch.inference_mode()
-    def step(self, inputs: Mapping[str, NDArray]) -> Float:
-        """The velocity [2, channels, latents]."""
+    def conditioning(self, inputs: Mapping[str, NDArray]) -> dict[str, Float]:
+        """As the conditioning graph: see float_graphs.ConditioningGraph."""
+        t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        found = self._conditioning(t["prompt_embeds"], t["seconds_start"], t["seconds_total"], t["keep"], t["t"])
+        return {name: tensor.numpy() for name, tensor in zip(("global_embed", "time_embed", *self._names), found)}
+
+    @torch.inference_mode()
+    def step(self, inputs: Mapping[str, NDArray]) -> dict[str, Float]:
+        """velocity [2, channels, latents] of the step graph's inputs and `sigma` [], which says what step it is."""
         sigma = float(inputs["sigma"])
-        lowest = [one.sigmas[-1] for one in self._ranges[:-1]]
-        index = sum(sigma < bound * (1 - 1e-6) for bound in lowest)
+        index = graph_index(sigma, self._bounds)
         one = self._ranges[index]
         self._tables[index] |= {name: _at(sigma, one.sigmas, table) for name, table in one.tables.items()}
         t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items() if name != "sigma"}
-        context = [t[name] for name in context_names(self._checkpoint.sizes.dit.depth)]
-        return self._steps[index](t["x"], t["global_embed"], t["time_embed"], context).numpy()
+        context = [t[name] for name in self._names]
+        return {"velocity": self._steps[index](t["x"], t["global_embed"], t["time_embed"], context).numpy()}
 
 
 def _at(sigma: float, sigmas: NDArray[np.float64], table: Float) -> Tensor:
@@ -126,18 +190,56 @@ def _at(sigma: float, sigmas: NDArray[np.float64], table: Float) -> Tensor:
 
 
 def _simulated(
-    checkpoint: Checkpoint, quantized: QuantizedRange, graph: str, tables: dict[str, Tensor]
+    checkpoint: Checkpoint, one: QuantizedRange, graph: str, tables: Mapping[str, Tensor], simulated: Simulated
 ) -> DiffusionTransformer:
     dit = DiffusionTransformer(checkpoint.sizes.dit)
     _load(dit, DIT_PREFIX, checkpoint)
-    for item in quantized.linears.values():
+    for item in one.linears.values():
         if item.linear.graph == graph:
             parent, _, name = item.linear.name.rpartition(".")
             bias = getattr(dit.get_submodule(item.linear.name), "bias", None)
-            setattr(dit.get_submodule(parent), name, SimulatedLinear(item, bias, tables))
+            setattr(dit.get_submodule(parent), name, simulated(item, bias, tables))
     return dit.eval().requires_grad_(False)
 
 
 def _load(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
     module.load_state_dict({name: torch.from_numpy(checkpoint.tensor(prefix + name)) for name in module.state_dict()})
     module.eval().requires_grad_(False)
+
+
+class SimulatedPipeline(Pipeline):
+    """A float bundle's pipeline in which a simulated model takes the place of the conditioning and step engines."""
+
+    def __init__(self, reference: Bundle, model: SimulatedModel):
+        super().__init__(reference)
+        shapes = graph_shapes(self.sizes)
+        self._simulated = {
+            "conditioning": _TorchEngine(model.conditioning, shapes["conditioning"]),
+            "step": _TorchEngine(model.step, shapes["step"]),
+        }
+
+    def engine(self, graph: str, steps: int = 0) -> Engine:
+        return self._simulated.get(graph) or super().engine(graph, steps)
+
+    def condition(self, prompt: str, settings: Settings, *args: Any, **options: Any) -> Conditioning:
+        found = super().condition(prompt, settings, *args, **options)
+        return replace(found, steps={**found.steps, "sigma": found.sigmas})
+
+
+class _TorchEngine:
+    """An engine by a plain function of its inputs, which stay bound between runs."""
+
+    def __init__(
+        self, function: Callable[[Mapping[str, NDArray]], dict[str, Float]], shapes: dict[str, tuple[int, ...]]
+    ):
+        self.inputs, self.outputs = shapes, []
+        self._function = function
+        self._bound: dict[str, NDArray] = {}
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        self._bound |= inputs
+        return dict(self._function(self._bound))
+
+    def int8_matmuls(self) -> set[str]:
+        """None: its numbers are floats that integers could be."""
+        return set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import export_topologies
 from ..exporters.lint import lint
 from ..exporters.qdq import write_graph
-from .quantize import QuantizedRange
+from .quantize import QuantizedRange, range_bounds
 from .scale_tables import fit_knots, save_scales
 from .smoothing import Smoothing
 
@@ -39,8 +38,7 @@ def write_graphs(
     dialect: Dialect = INT8,
 ) -> WrittenGraphs:
     """Write all graphs into `folder` with the float, folded and quantized weights of `ranges`, one step graph each."""
-    # Between two steps, so that no machine's last digit of a sigma decides which graph runs.
-    bounds = [float((high.sigmas[-1] * low.sigmas[0]) ** 0.5) for high, low in pairwise(ranges)]
+    bounds = range_bounds(ranges)
     step_scales = 0
     for name, topology in export_topologies(checkpoint.config, home() / "graphs").items():
         graphs = step_graphs(bounds) if name == "step" else (name,)
