@@ -114,6 +114,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
     ),
     "the recipe … is not valid TOML: …": lambda d: d.build("--recipe", d.write("r.toml", b"method")),
     "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
+    "--budget-mb … is too small: …": lambda d: error_of("sensitivity", "--model", d.model, "--budget-mb", 0.1),
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
     "--include and --exclude leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),

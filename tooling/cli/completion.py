@@ -46,6 +46,12 @@ def _bits() -> Iterable[str]:
     return BITS
 
 
+def _cfg_pairs() -> Iterable[str]:
+    from ..recipe import CFG_PAIRS
+
+    return CFG_PAIRS
+
+
 def _backends() -> Iterable[str]:
     from ...engines.base import BACKENDS
 
@@ -59,6 +65,7 @@ def _samplers() -> Iterable[str]:
 
 
 methods, bits_names, backends, samplers = map(_one_of, (_methods, _bits, _backends, _samplers))
+cfg_pairs = _one_of(_cfg_pairs)
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
