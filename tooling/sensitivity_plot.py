@@ -10,6 +10,7 @@ from ..engines.errors import UserError
 
 FORMATS = (".png", ".svg")
 SHOWN = 60  # bars: more cannot be read
+_LONGEST = 1e4  # %, of errors that are infinite
 
 
 def check_plot(path: Path) -> None:
@@ -40,7 +41,7 @@ def plot_errors(path: Path, names: Sequence[str], errors: Mapping[str, Sequence[
     height = 0.8 / len(errors)
     for number, (label, values) in enumerate(errors.items()):
         places = [place + (number + 0.5) * height - 0.4 for place in range(len(names))]
-        axes.barh(places, [100 * value for value in values[: len(names)]], height, label=label)
+        axes.barh(places, [min(100 * value, _LONGEST) for value in values[: len(names)]], height, label=label)
     axes.set_yticks(range(len(names)), [name.removeprefix("transformer.layers.") for name in names], fontsize=7)
     axes.margins(y=0.01)
     axes.invert_yaxis()

@@ -91,9 +91,11 @@ class Allocation:
         return self.mix.squared**0.5
 
     def bars(self) -> tuple[list[str], dict[str, list[float]]]:
-        return list(self.mix.choices), {
-            bits: [error.relative_error for error in errors] for bits, errors in self.errors.items()
-        }
+        """The worst first."""
+        names = list(self.mix.choices)
+        order = sorted(range(len(names)), key=lambda part: -max(e[part].mean_squared for e in self.errors.values()))
+        bars = {bits: [errors[part].relative_error for part in order] for bits, errors in self.errors.items()}
+        return [names[part] for part in order], bars
 
     def to_dict(self) -> dict[str, Any]:
         rows = [
@@ -180,6 +182,7 @@ class Study:
         left_out = rows[:top] if top is not None else []
         if above is not None:
             left_out = [row for row in rows if row.error.relative_error > above]
+        self._say("simulating all together")
         recipe, spared = self.recipe, None
         if left_out:
             recipe = without(self.recipe, self.checkpoint.linears, left_out)

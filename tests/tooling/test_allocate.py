@@ -39,12 +39,12 @@ Choices = dict[str, tuple[Choice, ...]]
 def choices(draw: st.DrawFn) -> Choices:
     found = {}
     for number in range(draw(st.integers(1, 5))):
-        size = draw(st.integers(1, 50))
+        small, more, most = (draw(st.integers(1, 30)) for _ in range(3))
         w8, w4 = (draw(st.integers(0, 1000)) / 16 for _ in range(2))  # exact in binary; four bits may even be better
         found[f"part{number}"] = (
-            Choice("w4a8", size, w4),
-            Choice("w8a8", 2 * size, w8),
-            Choice("float", 8 * size, 0.0),
+            Choice("w4a8", small, w4),
+            Choice("w8a8", small + more, w8),
+            Choice("float", small + more + most, 0.0),
         )
     return found
 

@@ -30,6 +30,7 @@ from dit_trt.tooling.sensitivity import (
     weight_bytes,
     without,
 )
+from dit_trt.tooling.sensitivity_plot import plot_errors
 from dit_trt.tooling.smoothing import Smoothing
 from dit_trt.tooling.tables import Calibration
 
@@ -187,3 +188,11 @@ def test_the_bytes_of_four_bits_and_a_branch(checkpoint: Checkpoint) -> None:
     assert weight_bytes(replace(recipe, lora_rank=16), linear, "w4a8") == expanded + 2 * 16 * 256
     assert weight_bytes(replace(recipe, method="sqt", w4="memory"), linear, "w4a8") == 128 * 64 + 4 * 128 * 4
     assert weight_bytes(recipe, linear, "fp32") == 4 * 128 * 128
+
+
+def test_a_plot_bears_errors_that_are_no_numbers(tmp_path: Path) -> None:
+    errors = {"w4a8": [float("inf"), 0.25, 0.0], "w8a8": [0.5, 0.125, 0.0]}
+    for name in ("a.png", "a.svg"):
+        plot_errors(tmp_path / name, ["a", "b", "c"], errors, "title")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (tmp_path / "a.svg").read_text()

@@ -14,7 +14,7 @@ from .completion import bits_names, cfg_pairs, files, methods, models
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
-    from ..sensitivity_study import Allocation, Ranking, Study
+    from ..sensitivity_study import Allocation, Ranking
 
 EPILOG = """\b
 Examples:
@@ -132,7 +132,9 @@ def command(
         _show_allocation(found)
     else:
         found = study.rank(top, exclude_above)
-        _show_ranking(found, study)
+        _show_ranking(found)
+        if exclude_above is not None and not found.left_out:
+            tell(f"no relative error is above {exclude_above:g}: the recipe stays as it is")
     if picture is not None:
         from ..sensitivity_plot import plot_errors
 
@@ -166,7 +168,7 @@ def _write(path: Path, recipe: Recipe) -> None:
     tell(f"recipe written to {path}; dit-trt build --recipe {path}")
 
 
-def _show_ranking(found: Ranking, study: Study) -> None:
+def _show_ranking(found: Ranking) -> None:
     head = ("quantized alone", "rel. error", "worst cosine", "step", "share", "float bytes", "bytes")
     rows = [
         (
