@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
 from ..engines.base import INT8, Dialect
-from .qdq import ZERO_POINTS
+from .activations import ZERO_POINTS
 
 FORBIDDEN = ("MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger", "QLinearConv")
 SPLITS = ("Split", "Slice", "Gather")
