@@ -12,7 +12,6 @@ from .rewriting import Rewriting, scalar
 
 ZERO_POINTS: dict[str, np.int8 | np.uint8] = {"int8": np.int8(0), "uint8": np.uint8(128)}  # of activations
 LEVELS = 127
-FORM = {"amax": "abs", "inv": "div"}  # LAB
 
 
 @dataclass(frozen=True)
@@ -58,22 +57,17 @@ class Activations:
         return add("DequantizeLinear", [q, *parameters], f"{base}.x_dq")
 
     def _token(self, x: str, scale: float, base: str) -> Quantized:
-        """x * 127 / amax by the scale 1; amax [..., tokens, 1] is the token's absmax, at least 127 * scale, never 0."""
+        """x * 127 / amax by the scale 1; amax [..., tokens, 1] is the token's absmax, at least 127 * scale, never 0.
+
+        As max(max, -min): ONNX Runtime takes 4 to 9 % of a step longer for the max of Abs, OpenVINO the same.
+        """
         add, constant = self._rewriting.add, self._rewriting.constant
         axis = constant(f"{base}.x_axis", np.array([-1], np.int64))
-        if FORM["amax"] == "abs":
-            largest = add("ReduceMax", [add("Abs", [x], f"{base}.x_abs"), axis], f"{base}.x_absmax", keepdims=1)
-        else:
-            hi = add("ReduceMax", [x, axis], f"{base}.x_hi", keepdims=1)
-            lo = add("ReduceMin", [x, axis], f"{base}.x_lo", keepdims=1)
-            largest = add("Max", [hi, add("Neg", [lo], f"{base}.x_nlo")], f"{base}.x_absmax")
+        largest = add("ReduceMax", [x, axis], f"{base}.x_max", keepdims=1)
+        smallest = add("ReduceMin", [x, axis], f"{base}.x_min", keepdims=1)
         floor = constant(f"{base}.x_floor", scalar(LEVELS * scale))
-        amax = add("Max", [largest, floor], f"{base}.x_amax")
-        if FORM["inv"] == "div":
-            inverse = add("Div", [constant(f"{base}.x_levels", scalar(LEVELS)), amax], f"{base}.x_inverse")
-            scaled = add("Mul", [x, inverse], f"{base}.x_scaled")
-            factor = add("Mul", [amax, constant(f"{base}.x_step", scalar(1 / LEVELS))], f"{base}.x_factor")
-        else:
-            factor = add("Mul", [amax, constant(f"{base}.x_step", scalar(1 / LEVELS))], f"{base}.x_factor")
-            scaled = add("Div", [x, factor], f"{base}.x_scaled")
+        amax = add("Max", [largest, add("Neg", [smallest], f"{base}.x_minus_min"), floor], f"{base}.x_amax")
+        inverse = add("Div", [constant(f"{base}.x_levels", scalar(LEVELS)), amax], f"{base}.x_inverse")
+        scaled = add("Mul", [x, inverse], f"{base}.x_scaled")
+        factor = add("Mul", [amax, constant(f"{base}.x_step", scalar(1 / LEVELS))], f"{base}.x_factor")
         return Quantized(self._pair(scaled, 1.0, base), factor)

@@ -98,7 +98,7 @@ def _quantize(
         factors.scale_input(item)
         x = rewriting.matmuls[item.linear.graph_name(_first(item))][1].input[0]
         step_weights = None if item.stored_smoothing is None else StepWeights(rewriting, slots, item)
-        branch = None if item.low_rank is None else Branch(rewriting, slots, item, x)
+        branch = None if item.low_rank is None else Branch(rewriting, slots, item, x, dialect)
         for part in item.linear.parts:
             name = item.linear.graph_name(part)
             base = name.removesuffix(".weight")

@@ -7,7 +7,7 @@ import graphlib
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from .data_file import DataFile
 
@@ -43,9 +43,9 @@ class Rewriting:
         self.graph.initializer.append(self.data.add(name, array))
         return name
 
-    def add(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(self, op: str, inputs: list[str], output: str, **attributes: int) -> str:
         """A new node, named as its only output, which is returned."""
-        node = helper.make_node(op, inputs, [output], name=output, **attributes)
+        node = helper.make_node(op, inputs, [output], output, None, None, None, **attributes)
         self._nodes.append(node)
         self._by_output[output] = node
         return output
@@ -62,16 +62,6 @@ class Rewriting:
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
         return [node for node in self._nodes if tensor in node.input]
-
-    def initializer(self, name: str) -> NDArray | None:
-        """A small constant of the graph's own, None for whatever else has the name."""
-        tensor = next((tensor for tensor in self.graph.initializer if tensor.name == name), None)
-        return None if tensor is None else numpy_helper.to_array(tensor)
-
-    def shape(self, name: str) -> list[int]:
-        """Of a graph input; 0 for what is not fixed."""
-        [value] = [value for value in self.graph.input if value.name == name]
-        return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
     def finish(self) -> None:
         """Write the nodes back, each after all whose tensors it reads; otherwise they keep their order."""

@@ -1,15 +1,15 @@
-"""Where the factors of a step range go: into norm gains, attention scales and other factors, else Muls of their own.
+"""Where the factors of a step range go: into norm gains and into factors that are there anyway, else into Muls.
 
-f[t] scales a Linear's input before it is rounded, g[t] undoes it behind the product (see step_slots). Whatever is
-linear in between takes them along for nothing: a norm's gain, attention in its values, SwiGLU in its value half.
+f[t] scales a Linear's input before it is rounded, g[t] undoes it behind the product (see step_slots). What is linear
+in between takes f along for nothing: a norm in its gain, attention in its values, SwiGLU in its value half. (The g of
+queries and keys in the scale of their attention, and the f of cross attention's output in the context's few values,
+made no difference that could be measured.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from .linears import Linear
@@ -17,12 +17,8 @@ from .quantized import QuantizedLinear, Slot
 from .rewriting import Rewriting
 from .step_slots import StepSlots, input_factor, output_factor, scaled, times
 
-FORM = {"qk": True, "cross_v": True, "merge": True}  # LAB
-
 # Linear kind -> the kind in the same block, and its part, whose output is this one's input but for what is linear.
 _SOURCES = {"self_attn.to_out": ("self_attn.to_qkv", "v"), "ff.ff.2": ("ff.ff.0.proj", "value")}
-# What lies between a query and the scale of its attention.
-_TO_SCALE = ("Reshape", "Transpose", "Split", "Neg", "Concat", "Add", "Mul")
 
 
 class StepFactors:
@@ -44,7 +40,7 @@ class StepFactors:
 
     def _source(self, linear: Linear) -> tuple[str, str] | None:
         """Name and part of the Linear that has a g and makes, but for what is linear, the input of this one."""
-        if linear.kind not in _SOURCES or not FORM["merge"]:
+        if linear.kind not in _SOURCES:
             return None
         kind, part = _SOURCES[linear.kind]
         name = linear.name.removesuffix(linear.kind) + kind
@@ -69,9 +65,6 @@ class StepFactors:
             for name in norm.input[1:]:
                 self._take_along(f, name)
             return
-        if FORM["cross_v"] and item.linear.kind == "cross_attn.to_out":
-            self._scale_context(item, f)
-            return
         base = item.linear.graph_name("").removesuffix(".weight")
         scaled_x = self._rewriting.add("Mul", [x, self._slots.piece(f)], f"{base}.x_f")
         for matmul in matmuls:
@@ -84,17 +77,6 @@ class StepFactors:
             self._rewriting.replaced.add(name)
             self._slots.piece(scaled(f, vector), name)
 
-    def _scale_context(self, item: QuantizedLinear, f: Slot) -> None:
-        """Attention is linear in its values, and those of the context are few."""
-        values = f"context_v.{item.linear.block}"
-        [reader] = self._rewriting.readers(values)
-        piece = self._slots.piece(f)
-        if f.width > 1:
-            heads, width = self._rewriting.shape(values)[1], self._rewriting.shape(values)[3]
-            shape = self._rewriting.constant(f"{values}.per_head", np.array([heads, 1, width], np.int64))
-            piece = self._rewriting.add("Reshape", [piece, shape], f"{values}.f")
-        reader.input[1] = self._rewriting.add("Mul", [values, piece], f"{values}.scaled")
-
     # -------------------- g
 
     def output(self, item: QuantizedLinear, part: str) -> str | None:
@@ -104,42 +86,9 @@ class StepFactors:
             return None
         g, reader = output_factor(item), self._readers.get((linear.name, part))
         if g.width == 1:
-            if FORM["qk"] and self._into_attention(item, part, g):
-                return None
             return self._slots.piece(g if reader is None else times(g, input_factor(reader)))
         pieces = dict(zip(linear.parts, self._slots.pieces(g, list(linear.parts.values()))))
         if reader is None:
             return pieces[part]
         base = linear.graph_name(part).removesuffix(".weight")
         return self._rewriting.add("Mul", [pieces[part], self._slots.piece(input_factor(reader))], f"{base}.g")
-
-    def _into_attention(self, item: QuantizedLinear, part: str, g: Slot) -> bool:
-        """Scores are linear in queries and keys: one scale of them takes the g of both. False: it is neither."""
-        match item.linear.kind, part:
-            case "self_attn.to_qkv", "k":
-                return True
-            case "self_attn.to_qkv", "q":
-                g = times(g, g)
-            case "cross_attn.to_q", _:
-                pass
-            case _:
-                return False
-        query = self._rewriting.matmuls[item.linear.graph_name(part)][1].output[0]
-        scale, index = self._attention_scale(query)
-        value = self._rewriting.initializer(scale.input[index])
-        assert value is not None
-        scale.input[index] = self._slots.piece(scaled(g, value))
-        return True
-
-    def _attention_scale(self, tensor: str) -> tuple[onnx.NodeProto, int]:
-        """The Mul by a constant number that `tensor` flows into, and which of its inputs the number is."""
-        waiting = [tensor]
-        while waiting:
-            for node in self._rewriting.readers(waiting.pop(0)):
-                for i, name in enumerate(node.input if node.op_type == "Mul" else []):
-                    value = self._rewriting.initializer(name)
-                    if value is not None and value.size == 1:
-                        return node, i
-                if node.op_type in _TO_SCALE:
-                    waiting += node.output
-        raise ValueError(f"no attention scale behind {tensor}")

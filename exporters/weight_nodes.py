@@ -23,9 +23,10 @@ def dequantized(rewriting: Rewriting, base: str, weight: Weight) -> str:
 
 
 class StepWeights:
-    """The weight of a Linear whose integers are made anew at every step: DQ -> * s/stored -> * 1/sigma -> Q(1) -> DQ(1).
+    """The weight of a Linear whose integers are made anew at every step.
 
-    It is W * s[t] / sigma[t] in integers; the factor sigma[t] * delta[t] follows the product.
+    DQ(stored) -> * s[t]/stored_smoothing -> * 1/sigma[t] -> Q(1) -> DQ(1) is W * s[t] / sigma[t] in integers; the
+    factor sigma[t] * delta[t] follows the product.
     """
 
     def __init__(self, rewriting: Rewriting, slots: StepSlots, item: QuantizedLinear):
@@ -33,7 +34,8 @@ class StepWeights:
         linear, name = item.linear, item.linear.name
         assert item.stored_smoothing is not None
         base = linear.graph_name("").removesuffix(".weight")
-        columns = slots.piece(Slot(linear.in_features, {f"smoothing/{name}": 1}, 1 / item.stored_smoothing))
+        inverse_stored = (1 / item.stored_smoothing).astype(np.float32)
+        columns = slots.piece(Slot(linear.in_features, {f"smoothing/{name}": 1}, inverse_stored))
         axis = rewriting.constant(f"{base}.s_axis", np.array([1], np.int64))
         self._columns = rewriting.add("Unsqueeze", [columns, axis], f"{base}.s")
         inverse = slots.pieces(Slot(linear.out_features, {f"weight_scale/{name}": -1}), list(linear.parts.values()))

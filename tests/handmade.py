@@ -6,7 +6,6 @@ its formula on inputs that were never folded into anything: an oracle for whole 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dit_trt.engines.base import BACKENDS, Dialect
+from dit_trt.engines.base import INT8, Dialect
 from dit_trt.engines.home import home
 from dit_trt.exporters.checkpoint import Checkpoint
+from dit_trt.exporters.conditioners import MultiConditioner
 from dit_trt.exporters.dit import DiffusionTransformer
-from dit_trt.exporters.float_graphs import export_topologies
+from dit_trt.exporters.float_graphs import ConditioningGraph, export_topologies
 from dit_trt.exporters.linears import DIT_PREFIX, Linear
 from dit_trt.exporters.qdq import Written, write_graph
 from dit_trt.exporters.quantized import Activation, LowRank, QuantizedLinear, Slot, Weight
@@ -27,6 +27,7 @@ from dit_trt.tooling.build import folded_weights
 from dit_trt.tooling.smoothing import Smoothing, fold, smoothing_factor
 
 Float = NDArray[np.float32]
+PROMPT_INPUTS = ("prompt_embeds", "seconds_start", "seconds_total", "keep", "t")
 KINDS = ("static", "step", "token", "requantize")
 
 
@@ -59,8 +60,12 @@ class Handmade:
     def quantized(self) -> dict[str, QuantizedLinear]:
         return {name: self._quantized(row) for name, row in self.rows.items()}
 
+    def folded_rows(self, linear: Linear) -> Float:
+        """[out]: what readers of this Linear folded into its rows."""
+        return self.smoothing.rows.get(linear.name, np.ones(linear.out_features, np.float32))
+
     def _quantized(self, row: Row) -> QuantizedLinear:
-        factor = self.smoothing.rows.get(row.linear.name, np.ones(row.linear.out_features, np.float32))
+        factor = self.folded_rows(row.linear)
 
         def weight(part: str) -> Weight:
             rows = row.linear.rows(part)
@@ -80,10 +85,12 @@ class Handmade:
             row.s if requantize else None,
         )
 
-    def write(self, folder: Path, backend: str = "openvino", graphs: tuple[str, ...] = ("step", "conditioning")):
-        """The graphs for a backend; what `write_graph` says of each."""
+    def write(
+        self, folder: Path, dialect: Dialect = INT8, graphs: tuple[str, ...] = ("step", "conditioning")
+    ) -> dict[str, Written]:
+        """The graphs in a backend's dialect; what `write_graph` says of each."""
         topologies = export_topologies(self.checkpoint.config, home() / "graphs")
-        weights, dialect = folded_weights(self.checkpoint, self.smoothing), BACKENDS[backend].dialect
+        weights = folded_weights(self.checkpoint, self.smoothing)
         folder.mkdir(parents=True, exist_ok=True)
         return {
             name: write_graph(topologies[name], folder / f"{name}.onnx", weights, self.quantized(), dialect)
@@ -112,6 +119,23 @@ class Handmade:
             module.forward = _forward(self, row, module.bias, parts, step)  # type: ignore[method-assign]
         return dit
 
+    def velocity(self, prompt: Mapping[str, NDArray], x: NDArray, step: int) -> NDArray:
+        """What the conditioning and the step graph make together, without either; the time is prompt["t"][0]."""
+        conditioner = MultiConditioner(self.checkpoint.config)
+        state = {
+            name: torch.from_numpy(self.checkpoint.tensor(f"conditioner.{name}")) for name in conditioner.state_dict()
+        }
+        conditioner.load_state_dict(state)
+        dit = self.simulation(step)
+        given = [torch.from_numpy(prompt[name]).double() for name in PROMPT_INPUTS]
+        with torch.inference_mode():
+            glob, times, *keys = ConditioningGraph(dit, conditioner).double()(*given)
+            keys = keys[0] if isinstance(keys[0], list | tuple) else keys
+            pairs = list(zip(keys[0::2], keys[1::2]))
+            cos, sin = (table.double() for table in dit.transformer.rotary_pos_emb.tables(x.shape[-1] + 1))
+            prepend = (glob + times[0])[:, None]
+            return dit.step(torch.from_numpy(x).double(), prepend, pairs, cos, sin).numpy()
+
     def formula(self, row: Row, x: NDArray, step: int) -> tuple[NDArray, NDArray]:
         """x [..., in] that nothing was folded into -> its integers, and x W^T as the realization has it, in float64."""
         name, x = row.linear.name, x.astype(np.float64)
@@ -127,6 +151,7 @@ class Handmade:
                 f, g = 127 / (amax * row.s), amax / 127 * row.scale
             case "requantize":
                 s, sigma, delta = (self.tables[f"{t}/{name}"][step] for t in ("smoothing", "weight_scale", "delta"))
+                sigma = sigma / self.folded_rows(row.linear)
                 weight = np.rint(row.weight().astype(np.float64) / row.s * s / sigma[:, None])
                 f, g = 1 / (s * delta), sigma * delta
             case _:
@@ -153,10 +178,11 @@ def handmade(
     absmax: Mapping[str, Float],
     kinds: str | Callable[[Linear], str | None],
     rank: int = 0,
+    levels: int = 127,
 ) -> Handmade:
     """kinds: of all Linears, or of each (None: float). `to_kv` is static wherever the others depend on the step.
 
-    absmax: [steps, in] of every Linear.
+    absmax: [steps, in] of every Linear. levels: the largest integer of a weight.
     """
     kind_of = kinds if callable(kinds) else lambda linear: str(kinds)
     chosen = {linear.name: kind_of(linear) for linear in checkpoint.linears}
@@ -175,15 +201,15 @@ def handmade(
     for linear in checkpoint.linears:
         kind = chosen[linear.name]
         if kind is not None:
-            model.rows[linear.name] = _row(model, linear, kind, table[linear.name], absmax_w(linear), rank)
+            model.rows[linear.name] = _row(model, linear, kind, table[linear.name], absmax_w(linear), rank, levels)
     return model
 
 
-def _row(model: Handmade, linear: Linear, kind: str, table: Float, absmax_w: Float, rank: int) -> Row:
+def _row(model: Handmade, linear: Linear, kind: str, table: Float, absmax_w: Float, rank: int, levels: int) -> Row:
     name, original = linear.name, model.checkpoint.tensor(linear.key())
     s = smoothing_factor(table.max(axis=0), absmax_w, 0.5) if kind == "requantize" else model.smoothing.factor[name]
     smoothed = original * s
-    scale = np.maximum(np.abs(smoothed).max(axis=1), 1e-9) / np.float32(127)
+    scale = np.maximum(np.abs(smoothed).max(axis=1), 1e-9) / np.float32(levels)
     integers = np.rint(smoothed / scale[:, None]).astype(np.int8)
     delta = (table / s).max(axis=1, keepdims=True) / 127  # [steps, 1]
     largest = float(delta.max())
@@ -196,7 +222,7 @@ def _row(model: Handmade, linear: Linear, kind: str, table: Float, absmax_w: Flo
         model.tables[f"smoothing/{name}"] = np.stack(steps)
         model.tables[f"delta/{name}"] = np.stack([(x / t).max(keepdims=True) / 127 for x, t in zip(table, steps)])
         sigma = [np.maximum(np.abs(stored * t).max(axis=1), 1e-9) / 127 for t in steps]
-        model.tables[f"weight_scale/{name}"] = np.stack(sigma).astype(np.float32)
+        model.tables[f"weight_scale/{name}"] = np.stack(sigma).astype(np.float32) * model.folded_rows(linear)
         error = original - stored
     low_rank = None
     if rank:
