@@ -18,9 +18,9 @@ from safetensors.numpy import save
 from ..engines.base import choose_backend
 from ..engines.bundle import bundles_folder, check_target
 from ..exporters.checkpoint import Checkpoint
+from ..exporters.data_file import ALIGNMENT, INLINE
 from ..exporters.graph_weights import graph_weights
 from ..exporters.linears import Linear
-from ..exporters.qdq import ALIGNMENT, INLINE
 from .build import bundle_name
 from .layers import Layer, layers, packed
 from .recipe import Recipe
