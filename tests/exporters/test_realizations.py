@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -29,10 +30,10 @@ from dit_trt.runtime.pipeline import graph_shapes
 from dit_trt.tooling.build import bundle_sizes
 
 Table = Mapping[str, NDArray[np.float32]]
-RANK = 16
+RANK, COARSE = 16, 7  # a branch beside weights of 4 bits: large enough to be seen in the wrong place
 # Engines add in float32, and now and then a value on a rounding edge goes the other way: that changes a few tokens by
 # much more than the others, which are compared by their median.
-EXACT, EDGE = 1e-3, 2e-2
+EXACT, EDGE = 4e-3, 2e-2
 
 
 @dataclass
@@ -70,10 +71,14 @@ def run(tiny: Path) -> Run:
     return Run(checkpoint, prompt, random.standard_normal(shapes["step"]["x"]).astype(np.float32))
 
 
-def velocity(run: Run, model: Handmade, folder: Path, backend: str, step: int) -> tuple[NDArray, dict[str, Engine]]:
-    written = model.write(folder, BACKENDS[backend].dialect)
+def velocity(
+    run: Run, model: Handmade, folder: Path, backend: str, step: int, branch: Literal["float32", "bfloat16"] = "float32"
+) -> tuple[NDArray, dict[str, Engine]]:
+    """In a backend's own dialect but for the type of branches, and the engines that made it."""
+    dialect = replace(BACKENDS[backend].dialect, branch=branch)
+    written = model.write(folder, dialect)
     for name in written:
-        lint(folder / f"{name}.onnx", BACKENDS[backend].dialect)
+        lint(folder / f"{name}.onnx", dialect)
     engines = run.engines(folder, written, backend)
     made = engines["conditioning"].run(run.prompt)
     scales = model.step_scales(written["step"].slots, step)
@@ -102,12 +107,12 @@ def agree(found: NDArray, expected: NDArray) -> bool:
 def test_the_engines_velocity_is_the_formulas_and_all_of_it_is_int8(
     run: Run, tiny_table: Table, tmp_path: Path, kind: str, rank: int, backend: str
 ) -> None:
-    model = handmade(run.checkpoint, tiny_table, kind, rank)
+    model = handmade(run.checkpoint, tiny_table, kind, rank, levels=COARSE if rank else 127)
     for step in (1, 6) if (kind, rank) == ("requantize", 0) else (6,):
         found, engines = velocity(run, model, tmp_path, backend, step)
         assert agree(found, model.velocity(run.prompt, run.x, step))
         rounding = token_miss(found, Handmade(run.checkpoint, model.smoothing, {}).velocity(run.prompt, run.x, step))
-        assert 10 * EXACT < rounding < 0.3, "the same as float, or nothing like it, proves nothing"
+        assert 5 * EXACT < rounding < 0.7, "the same as float, or nothing like it, proves nothing"
     for graph, parts in (("step", STEP_MATMULS), ("conditioning", CONDITIONING_MATMULS)):
         assert engines[graph].int8_matmuls() & matmul_names(tmp_path / f"{graph}.onnx") == named(parts)
 
@@ -134,7 +139,7 @@ MIXTURES = {
 @pytest.mark.parametrize(("name", "backend"), list(zip(MIXTURES, itertools.cycle(BACKENDS))))
 def test_any_kind_beside_any_other(run: Run, tiny_table: Table, tmp_path: Path, name: str, backend: str) -> None:
     kinds = MIXTURES[name]
-    model = handmade(run.checkpoint, tiny_table, lambda linear: kinds.get(linear.kind), RANK)
+    model = handmade(run.checkpoint, tiny_table, lambda linear: kinds.get(linear.kind), RANK, COARSE)
     found, engines = velocity(run, model, tmp_path, backend, 6)
     assert agree(found, model.velocity(run.prompt, run.x, 6))
     matmuls = matmul_names(tmp_path / "step.onnx") | matmul_names(tmp_path / "conditioning.onnx")
@@ -147,9 +152,22 @@ def test_a_branch_makes_up_for_coarse_weights(run: Run, tiny_table: Table, tmp_p
     expected = exact.velocity(run.prompt, run.x, 6)
     errors = []
     for rank in (0, RANK):
-        model = handmade(run.checkpoint, tiny_table, "token", rank, levels=7)
+        model = handmade(run.checkpoint, tiny_table, "token", rank, levels=COARSE)
         errors.append(miss(velocity(run, model, tmp_path / str(rank), "openvino", 6)[0], expected))
     assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_in_bfloat16_adds_little_and_costs_no_int8(
+    run: Run, tiny_table: Table, tmp_path: Path, kind: str
+) -> None:
+    assert BACKENDS["openvino"].dialect.branch == "bfloat16"
+    model = handmade(run.checkpoint, tiny_table, kind, RANK, COARSE)
+    found, engines = velocity(run, model, tmp_path, "openvino", 6, "bfloat16")
+    expected = model.velocity(run.prompt, run.x, 6)
+    rounding = token_miss(found, Handmade(run.checkpoint, model.smoothing, {}).velocity(run.prompt, run.x, 6))
+    assert 0 < token_miss(found, expected) < 0.15 * rounding
+    assert engines["step"].int8_matmuls() & matmul_names(tmp_path / "step.onnx") == named(STEP_MATMULS)
 
 
 @pytest.mark.parametrize("kind", ["step", "token", "requantize"])
@@ -157,7 +175,7 @@ def test_a_branch_on_the_other_side_of_the_factor_would_be_seen(
     run: Run, tiny_table: Table, tmp_path: Path, kind: str
 ) -> None:
     """The proof above fails if the branch moves: for one Linear of one block, moved here."""
-    model = handmade(run.checkpoint, tiny_table, kind, RANK, levels=7)
+    model = handmade(run.checkpoint, tiny_table, kind, RANK, levels=COARSE)
     written = model.write(tmp_path)
     matmul = "model.model.transformer.layers.0.ff.ff.2"
     graph = onnx.load(tmp_path / "step.onnx", load_external_data=False)
