@@ -23,17 +23,25 @@ from .layers import branch_tensors, weight_tensors
 from .recipe import Recipe
 from .scale_tables import KNOTS
 
-# Bytes of a graph's nodes and names: fixed, and for every block.
-_STRUCTURE = {"text": (930, 0), "conditioning": (6200, 1520), "step": (1600, 8050), "decoder": (2150, 0)}
+# Bytes of a graph's nodes and names: fixed, for every block, and more for every MatMul by 8-bit integers.
+_STRUCTURE = {
+    "text": (930, 0, 0),
+    "conditioning": (6200, 1520, 600),
+    "step": (1600, 8050, 945),
+    "decoder": (2150, 0, 0),
+}
 _AUTOENCODER_STRUCTURE = 430  # of an autoencoder's graphs, for every weight
-# More for every MatMul in integers: the pair at its input and the weight's nodes, and what else a recipe adds there.
-_MATMUL = {"w8a8": 945, "expanded": 945 + 700, "memory": 600}
-_RANGE = {"none": 0, "static": 0, "step": 230, "token": 900}
-_REQUANTIZED, _BRANCH, _DIFFERENCE = 1100, 900, 800
+# What a recipe adds to that, for every MatMul, and for every tensor that is quantized.
+_FOUR_BITS = {"expanded": 880, "memory": -300}
+_STEP, _REQUANTIZED, _DIFFERENCE = 230, 1450, 800
+_TOKEN, _TOKEN_TENSOR = 240, 1860
+_BRANCH, _BRANCH_TENSOR, _REQUANTIZED_BRANCH = 1400, 590, 700
 # Names in a file of scales: of every table, and of every slot.
 _TABLE_HEADER, _SLOT_HEADER = 125, 165
 _NORMS = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm", "ff.ff.0.proj": "ff_norm"}
+# Kind of Linear -> the one that makes its input, but for what is linear in between; and the other way round.
 _SOURCES = {"self_attn.to_out": "self_attn.to_qkv", "ff.ff.2": "ff.ff.0.proj"}
+_READERS = {source: kind for kind, source in _SOURCES.items()}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
         tensors = list(_tensors(weights, here, recipe, slots))
         data = sum(ALIGNMENT * math.ceil(size / ALIGNMENT) for size in tensors if size >= INLINE)
         size = data + sum(size for size in tensors if size < INLINE) + _structure(checkpoint, recipe, kind, weights)
-        lengths = [last - first for first, last in pairwise(bounds)] if kind == "step" else [steps]
+        lengths = [int(last - first) for first, last in pairwise(bounds)] if kind == "step" else [steps]
         for graph, length in zip(step_graphs(lengths[1:]) if kind == "step" else (kind,), lengths):
             data_files[graph] = data
             parts[graph] = size + (slots.file_bytes(min(KNOTS, length)) if slots is not None and here else 0)
@@ -78,25 +86,27 @@ def _tensors(weights: dict[str, Shape], here: Sequence[Linear], recipe: Recipe, 
             yield 4 * math.prod(shape)
     for linear in here:
         yield from branch_tensors(linear, recipe)
+    if slots is not None and here:
+        yield slots.widths
 
 
 def _structure(checkpoint: Checkpoint, recipe: Recipe, graph: str, weights: dict[str, Shape]) -> int:
     """About the bytes of a graph without its weights."""
     if graph in ("encoder", "decoder") and checkpoint.sizes.tiling:
         return _AUTOENCODER_STRUCTURE * len(weights)
-    fixed, per_block = _STRUCTURE[graph]
+    fixed, per_block, per_matmul = _STRUCTURE[graph]
     size = fixed + per_block * checkpoint.sizes.dit.depth
-    for linear in checkpoint.linears:
-        if linear.graph == graph and (bits := recipe.bits_of(linear)) != "fp32":
-            matmul = _MATMUL["w8a8" if bits == "w8a8" else recipe.w4]
-            if graph == "step":
-                matmul += _RANGE[recipe.activation_range] + (_REQUANTIZED if recipe.requantizes else 0)
-                matmul += _DIFFERENCE if recipe.cfg_pair == "difference" else 0
-            elif recipe.activation_range == "token":
-                matmul += _RANGE["token"]
-            matmul += _BRANCH if recipe.lora_rank else 0
-            size += matmul * len(linear.parts)
-    return size
+    token, branch, in_step = recipe.activation_range == "token", bool(recipe.lora_rank), graph == "step"
+    if in_step:
+        per_matmul += _STEP * (recipe.activation_range == "step") + _DIFFERENCE * (recipe.cfg_pair == "difference")
+        per_matmul += (_REQUANTIZED + _REQUANTIZED_BRANCH * branch) * recipe.requantizes
+    per_matmul += _TOKEN * token + _BRANCH * branch
+    here = [linear for linear in checkpoint.linears if linear.graph == graph and recipe.bits_of(linear) != "fp32"]
+    for linear in here:
+        four = _FOUR_BITS[recipe.w4] if recipe.bits_of(linear) == "w4a8" else 0
+        size += (per_matmul + four) * len(linear.parts) + _BRANCH_TENSOR * branch
+    # All Linears of the conditioning graph read one tensor.
+    return size + _TOKEN_TENSOR * token * (len(here) if in_step else min(len(here), 1))
 
 
 class _Slots:
@@ -121,12 +131,28 @@ class _Slots:
         """Those of them that are not all zeros."""
         self.vectors |= {name: linear.in_features for name in names if checkpoint.tensor(name).any()}
 
+    @property
+    def widths(self) -> int:
+        """Bytes of the constant that tells how the graph's input `step_scales` is cut: an int64 for every piece."""
+        return 8 * (len(self.vectors) + sum(map(self._pieces, self._linears)))
+
+    def _pieces(self, linear: Linear) -> int:
+        """How many the factors of a Linear are, but for `vectors`; equal ones are one."""
+        names = {other.name for other in self._linears}
+        layer = linear.name.removesuffix(linear.kind)
+        source, reader = _SOURCES.get(linear.kind), _READERS.get(linear.kind)
+        merged = source is not None and layer + source in names
+        of_input = 0 if linear.kind in _NORMS or merged else 1
+        if self._recipe.requantizes:  # columns (the branch's, too), rows; no f is merged into a g
+            return of_input + merged + 1 + 2 * len(linear.parts) + bool(self._recipe.lora_rank)
+        return of_input + 1 + (reader is not None and layer + reader in names)
+
     def file_bytes(self, knots: int) -> int:
         """About the bytes of the file, with its tables at that many noise levels."""
         size, tables, slots = 4 * knots, 0, len(self.vectors)
+        difference = self._recipe.cfg_pair == "difference"
         for linear in self._linears:
             wide = (linear.in_features + linear.out_features) if self._recipe.requantizes else 0
-            difference = self._recipe.cfg_pair == "difference"
             size += knots * (4 + 2 * wide + 4 * difference) + (4 * linear.in_features if wide else 0)
             tables += 1 + 2 * bool(wide) + difference
             slots += (4 if wide else 2) + 2 * difference
