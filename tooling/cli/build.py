@@ -90,7 +90,7 @@ def command(
     from ..recipe_text import options_of
 
     values = {} if file is None else read_recipe(expanded(file))
-    values |= given(recipe_fields)
+    values |= given(**recipe_fields)
     with usage():
         recipe = Recipe(**values)
         chosen = choose_backend(backend)

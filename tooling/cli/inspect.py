@@ -18,7 +18,7 @@ EPILOG = """\b
 Examples:
   dit-trt inspect                             the newest bundle
   dit-trt inspect BUNDLE --layers             every Linear, not every kind
-  dit-trt inspect BUNDLE --recipe > r.toml    its recipe, for build --recipe r.toml
+  dit-trt inspect BUNDLE --recipe > r.toml    its recipe, as build takes it
   dit-trt inspect --json
 """
 

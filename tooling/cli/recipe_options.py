@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -80,13 +80,12 @@ def recipe_options(function: F) -> F:
         ),
         one(how, "--alpha", "X|auto", 0.95, "Strength, 0..1 (eq. 3).", type=Alpha(), shell_complete=complete.alphas),
         how("--smoothing/--no-smoothing", "smooth", default=True, help="Move outliers into the weights."),
-        one(
-            how,
+        how(
             "--sqd-weights",
-            "KIND",
-            "shared",
-            "shared, requantize or grouped:G.",
+            metavar="KIND",
+            default="shared",
             shell_complete=complete.sqd_weights,
+            help="shared (the default), requantize, grouped:G.",
         ),
         how("--clip/--no-clip", default=False, help="Ranges and 4-bit scales of least error."),
         one(how, "--cfg-pair", "FORM", "halves", "halves or difference.", shell_complete=complete.cfg_pairs),
@@ -109,7 +108,7 @@ def recipe_options(function: F) -> F:
     return function
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
+def given(**options: object) -> dict[str, Any]:
     """Those of the options that stand on the command line."""
     source = click.get_current_context().get_parameter_source
     return {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
