@@ -35,6 +35,7 @@ from ..exporters.linears import DIT_PREFIX
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
 from ..runtime.step_engine import StepEngine
 from .contents import bundle_parts
+from .fidelity import bootstrap_median
 from .recipe import Recipe
 from .synthetic_checkpoint import SHAPES, write_checkpoint
 from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched

@@ -11,7 +11,8 @@ from .common import dit_command, path_option, progress, say, tell
 
 EPILOG = """\b
 Examples:
-  dit-trt bench                              the demo and one block of Stable Audio Open's size
+  dit-trt bench                              the demo, and one block of
+                                             Stable Audio Open's size
   dit-trt bench --shape sao-block --rounds 15 --threads 2
   dit-trt bench --shape sao-block --rows "openvino/w8a8-sq*" --rounds 30
   dit-trt bench --output results.md
