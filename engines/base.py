@@ -38,9 +38,12 @@ class Dialect:
 
     activation: the integer type of quantized activations. `uint8` is int8 plus 128, with zero point 128: the same
     values and the same sums, in the form for which ONNX Runtime's CPU kernels use VNNI.
+    branch: what the low-rank branch, stored in 16 bits, is multiplied in. OpenVINO turns bfloat16 into float32 itself
+    on a CPU without it; ONNX Runtime has no such product on a CPU.
     """
 
     activation: Literal["int8", "uint8"] = "int8"
+    branch: Literal["float32", "bfloat16"] = "float32"
 
 
 INT8 = Dialect()
@@ -72,7 +75,14 @@ class Backend:
 
 # In the order of `auto`.
 BACKENDS = {
-    "openvino": Backend("openvino", "OpenVINOEngine", "openvino", "pip install openvino", keeps_blobs=True),
+    "openvino": Backend(
+        "openvino",
+        "OpenVINOEngine",
+        "openvino",
+        "pip install openvino",
+        Dialect(branch="bfloat16"),
+        keeps_blobs=True,
+    ),
     "onnxruntime": Backend(
         "onnxruntime",
         "ONNXRuntimeEngine",

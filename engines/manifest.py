@@ -138,7 +138,10 @@ def _are_files(value: object) -> bool:
 
 
 def _are_layers(value: object) -> bool:
-    texts, counts = ("name", "kind", "graph", "bits"), ("in_features", "out_features", "float_bytes", "bytes")
+    texts, counts = (
+        ("name", "kind", "graph", "bits"),
+        ("in_features", "out_features", "float_bytes", "bytes", "branch_bytes"),
+    )
     return isinstance(value, list) and all(
         isinstance(layer, dict)
         and all(_is_text(layer.get(name)) for name in texts)

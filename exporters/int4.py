@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from ..engines import int4
-from .qdq import DataFile
+from .data_file import DataFile
 from .quantized import Float, Weight
 
 Form = Literal["expanded", "memory"]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
 from ..engines.base import INT8, Dialect
+from .activations import ZERO_POINTS
 from .lint_int4 import int4_weights
-from .qdq import ZERO_POINTS
 
 FORBIDDEN = ("MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger", "QLinearConv")
 SPLITS = ("Split", "Slice", "Gather")
@@ -51,6 +51,8 @@ def lint_faults(model: onnx.ModelProto, folder: Path, dialect: Dialect = INT8) -
     int4 = int4_weights(model, read)
     faults += int4.faults
     initializers |= int4.weights
+    rescaled = _rescaled_weights(graph, initializers, consumers)
+    weights = {*initializers, *rescaled.values()}
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.name in int4.checked:
             continue
@@ -61,19 +63,23 @@ def lint_faults(model: onnx.ModelProto, folder: Path, dialect: Dialect = INT8) -
             faults.append(f"{node.name}: its scale is not positive and finite")
         elif scale.dtype != np.float32:
             faults.append(f"{node.name}: its scale is {scale.dtype}, accumulators need float32")
-        wanted = np.int8(0) if node.input[0] in initializers else ZERO_POINTS[dialect.activation]
+        is_weight = not weights.isdisjoint((node.input[0], node.output[0]))
+        wanted = np.int8(0) if is_weight else ZERO_POINTS[dialect.activation]
         if node.op_type == "DequantizeLinear" and node.input[0] not in initializers:
             faults += _pair_faults(node, producers)
         if zero is None or zero.dtype != wanted.dtype or (zero != wanted).any():
             faults.append(f"{node.name}: its zero point is not {wanted.dtype} {wanted}")
         if node.op_type == "QuantizeLinear":
-            if scale is not None and scale.size != 1:
+            if is_weight and scale is not None and (scale.size != 1 or scale != 1):
+                faults.append(f"{node.name}: weights rounded at every step have the scale 1")
+            elif scale is not None and scale.size != 1:
                 faults.append(f"{node.name}: activations have one scale, this has {scale.size}")
             readers = consumers.get(node.output[0], [])
             if [reader.op_type for reader in readers] != ["DequantizeLinear"]:
                 faults.append(f"{node.name}: is not followed by exactly one DequantizeLinear")
         else:
-            faults += _dequantize_faults(node, producers, consumers, initializers)
+            readers = [] if node.name in rescaled else consumers.get(node.output[0], [])
+            faults += _dequantize_faults(node, readers, 1 if is_weight else 0, producers, consumers, initializers)
     return list(dict.fromkeys(faults))  # both DQs of a MatMul tell of it
 
 
@@ -85,16 +91,33 @@ def _pair_faults(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> 
     return [] if before.input[1:] == node.input[1:] else [f"{node.name}: its scale is not its QuantizeLinear's"]
 
 
+def _rescaled_weights(
+    graph: onnx.GraphProto, initializers: dict[str, onnx.TensorProto], consumers: dict[str, list[onnx.NodeProto]]
+) -> dict[str, str]:
+    """Weights that are made anew at every step, `DQ(stored) -> Mul -> ... -> Q`: name of the DQ -> output of the Q."""
+    found = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in initializers:
+            last = node
+            while len(readers := consumers.get(last.output[0], [])) == 1 and readers[0].op_type == "Mul":
+                last = readers[0]
+            if last is not node and [reader.op_type for reader in readers] == ["QuantizeLinear"]:
+                found[node.name] = readers[0].output[0]
+    return found
+
+
 def _dequantize_faults(
     node: onnx.NodeProto,
+    readers: list[onnx.NodeProto],
+    side: int,
     producers: dict[str, onnx.NodeProto],
     consumers: dict[str, list[onnx.NodeProto]],
     initializers: dict[str, onnx.TensorProto],
 ) -> list[str]:
+    """readers: those that must be GEMMs which read it as their input `side`."""
     faults = []
     weight = initializers.get(node.input[0])
-    side = 0 if weight is None else 1
-    for reader in consumers.get(node.output[0], []):
+    for reader in readers:
         if reader.op_type != "MatMul" or reader.input[side] != node.output[0]:
             faults.append(f"{node.name}: feeds {reader.op_type} {reader.name}, not a GEMM's input {side}")
             continue

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .linears import Linear
-from .qdq import matmuls_by_weight
+from .rewriting import matmuls_by_weight
 
 ROWS = "rows"
 

@@ -16,7 +16,7 @@ SIZES = (
 )
 LAYER = {
     **{"name": "transformer.layers.0.ff.ff.2", "kind": "ff.ff.2", "graph": "step", "bits": "w8a8"},
-    **{"in_features": 32, "out_features": 16, "float_bytes": 2048, "bytes": 592},
+    **{"in_features": 32, "out_features": 16, "float_bytes": 2048, "bytes": 592, "branch_bytes": 0},
 }
 
 

@@ -10,8 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from dit_trt.exporters.data_file import DataFile
 from dit_trt.exporters.int4 import Form, allow_int4, weight_nodes
-from dit_trt.exporters.qdq import DataFile
 from dit_trt.exporters.quantized import Weight
 
 NAME = "model.layer"

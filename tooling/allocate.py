@@ -82,12 +82,13 @@ def options(
             Choice(bits, part_bytes(recipe, part, bits), min(of_parts[number].mean_squared, _UNUSABLE))
             for bits, of_parts in errors.items()
         ]
-        found[part.name] = (*choices, Choice("float", part_bytes(recipe, part, "fp32"), 0.0))
+        found[part.name] = (*choices, Choice("float", part_bytes(recipe, part, "float"), 0.0))
     return found
 
 
 def part_bytes(recipe: Recipe, part: Part, bits: str) -> int:
-    return sum(weight_bytes(recipe, linear, bits) for linear in part.linears)
+    tried = at_bits(recipe, bits)
+    return sum(weight_bytes(tried, linear) for linear in part.linears)
 
 
 # -------------------- the choice
@@ -176,12 +177,20 @@ def reach(
 # -------------------- what it comes to
 
 
-def rest_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes in fp32 of all of the DiT that no recipe quantizes: everything under `model.model.` but its Linears."""
+def rest_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes in fp32 of all of the DiT that no recipe quantizes: everything under `model.model.` but its Linears.
+
+    What belongs to the step graph counts once for each of them (SQD `grouped`), as the Linears do.
+    """
     linears = {linear.graph_name(part) for linear in checkpoint.linears for part in linear.parts}
     graphs = graph_weights(checkpoint.config)
-    shapes = graphs["conditioning"] | graphs["step"]
-    return sum(4 * prod(shape) for name, shape in shapes.items() if name.startswith(DIT_PREFIX) and name not in linears)
+    copies = {"conditioning": 1, "step": recipe.groups or 1}
+    return sum(
+        copies[graph] * 4 * prod(shape)
+        for graph in copies
+        for name, shape in graphs[graph].items()
+        if name.startswith(DIT_PREFIX) and name not in linears
+    )
 
 
 def dit_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -189,8 +198,7 @@ def dit_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
 
     Not in it: text and other conditioners, decoder, tokenizer, scales of activations and of steps, the graphs' own.
     """
-    linears = sum(weight_bytes(recipe, linear, recipe.bits_of(linear)) for linear in checkpoint.linears)
-    return rest_bytes(checkpoint) + linears
+    return rest_bytes(checkpoint, recipe) + sum(weight_bytes(recipe, linear) for linear in checkpoint.linears)
 
 
 def mixed_recipe(recipe: Recipe, linears: Sequence[Linear], parts: Sequence[Part], mix: Mix) -> Recipe:

@@ -7,6 +7,8 @@ then; a ratio is taken within each round and the median over rounds reported. Al
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import statistics
@@ -33,6 +35,7 @@ from ..exporters.linears import DIT_PREFIX
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
 from ..runtime.step_engine import StepEngine
 from .contents import bundle_parts
+from .fidelity import bootstrap_median
 from .recipe import Recipe
 from .synthetic_checkpoint import SHAPES, write_checkpoint
 from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched
@@ -40,6 +43,8 @@ from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched
 Float = NDArray[np.float32]
 Step = Callable[[], Float]
 BASELINE = "torch fp32"
+SQS = "int8 (SQS)"
+_ALWAYS = {"fp32": Recipe("none"), SQS: Recipe("sqs")}
 PROMPT = "dog barking"
 
 
@@ -47,12 +52,14 @@ PROMPT = "dog barking"
 class Row:
     """One contender. step_ms: median, p10, p90 over rounds; speedup: the same of the rounds' ratios to the baseline.
 
+    over_sqs: its time over that of SQS on the same backend, median of the rounds and its 95 % bootstrap interval.
     relative_error: of the velocity, ||v - v_fp32|| / ||v_fp32|| over both halves; linears: int8 of those asked for.
     """
 
     name: str
     step_ms: tuple[float, float, float]
     speedup: tuple[float, float, float]
+    over_sqs: tuple[float, float, float] | None
     relative_error: float
     linears: int
     int8_linears: int
@@ -81,11 +88,21 @@ class Report:
     cold_starts: tuple[ColdStart, ...] = ()
 
 
-def bench(shape: str, rounds: int, threads: int, watch: Watch = unwatched, say: Say = silent) -> Report:
-    """Time one step of `shape` (`demo` or a synthetic one) by every means there is on this machine."""
+def bench(
+    shape: str,
+    rounds: int,
+    threads: int,
+    watch: Watch = unwatched,
+    say: Say = silent,
+    more: Sequence[tuple[str, str, Recipe]] = (),
+) -> Report:
+    """Time one step of `shape` (`demo` or a synthetic one) by every means there is on this machine.
+
+    more: backend, label and recipe of further contenders.
+    """
     model = _checkpoint_folder(shape)
     checkpoint = Checkpoint.open(model)
-    bundles = _bundles(shape, model, say)
+    bundles = _bundles(shape, model, say, more)
     inputs = _recorded_inputs(
         next(bundle for bundle in bundles.values() if bundle.manifest["recipe"]["bits"] == "fp32")
     )
@@ -93,14 +110,15 @@ def bench(shape: str, rounds: int, threads: int, watch: Watch = unwatched, say: 
     contenders: dict[str, Step] = {BASELINE: torch_step(checkpoint, inputs, threads)}
     for name, bundle in bundles.items():
         contenders[name] = engine_step(bundle, inputs, threads)
-        if (bundle.backend, bundle.manifest["recipe"]["method"]) == ("openvino", "sqs") and _has_bf16():
+        if name == "openvino int8 (SQS)" and _has_bf16():
             bf16 = f"{name}, rest in bf16"
             contenders[bf16], bundles_of[bf16] = engine_step(bundle, inputs, threads, "bf16"), bundle
     velocities = {name: step() for name, step in contenders.items()}
     with watch(f"timing {shape}", rounds) as done:
         seconds = interleaved(contenders, rounds, done)
     rows = [_row(name, seconds, velocities, bundles_of.get(name)) for name in contenders]
-    starts = [cold_start(b) for b in bundles.values() if shape not in SHAPES and b.manifest["int8_linears"]]
+    named = [f"{backend} {SQS}" for backend in BACKENDS]
+    starts = [cold_start(bundles[name]) for name in named if shape not in SHAPES and name in bundles]
     batch, _, latents = inputs["x"].shape
     described = f"{batch} x {latents + 1} tokens, D {checkpoint.sizes.dit.embed_dim}"
     return Report(shape, described, threads, rounds, tuple(rows), tuple(starts))
@@ -141,10 +159,12 @@ def _row(
     ratios = [base / own for base, own in zip(seconds[BASELINE], seconds[name])]
     parts = {} if bundle is None else bundle_parts(bundle)
     graphs = () if bundle is None else step_graphs(bundle.manifest.get("step_sigmas", ()))
+    sqs = None if bundle is None else seconds.get(f"{bundle.backend} {SQS}")
     return Row(
         name,
         _spread([1000 * s for s in seconds[name]]),
         _spread(ratios),
+        None if sqs is None else bootstrap_median([own / base for own, base in zip(seconds[name], sqs)]),
         error,
         0 if bundle is None else bundle.manifest["linears"],
         0 if bundle is None else bundle.manifest["int8_linears"],
@@ -232,19 +252,20 @@ def _checkpoint_folder(shape: str) -> str:
     return str(folder)
 
 
-def _bundles(shape: str, model: str, say: Say) -> dict[str, Bundle]:
-    """FP32 and SQS W8A8 of every backend that can run here, by the name they have in the table."""
+def _bundles(shape: str, model: str, say: Say, more: Sequence[tuple[str, str, Recipe]] = ()) -> dict[str, Bundle]:
+    """FP32 and SQS W8A8 of every backend that can run here, and `more`, by the name they have in the table."""
     calibration = CalibrationOptions() if shape == "demo" else CalibrationOptions(num_prompts=1, steps=8)
     folder = home() / "bench" / (shape if shape in ("demo", *SHAPES) else Checkpoint.open(model).digest[:16])
     found = {}
-    for label, recipe in (("fp32", Recipe("none")), ("int8 (SQS)", Recipe("sqs"))):
-        for backend, kind in BACKENDS.items():
-            if (why := kind.unusable()) is not None:
-                say(f"{backend} is left out: {why}")
-                continue
-            say(f"building {shape} for {backend}, {label}")
-            output = folder / f"{backend}-{recipe.method}"  # its own: `run` takes the newest of the home folder
-            found[f"{backend} {label}"] = build(recipe, model, backend, output, calibration).bundle
+    always = [(backend, label, recipe) for label, recipe in _ALWAYS.items() for backend in BACKENDS]
+    for backend, label, recipe in (*always, *more):
+        if (why := BACKENDS[backend].unusable()) is not None:
+            say(f"{backend} is left out: {why}")
+            continue
+        say(f"building {shape} for {backend}, {label}")
+        own = hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        output = folder / f"{backend}-{recipe.method}-{own}"  # its own: `run` takes the newest of the home folder
+        found[f"{backend} {label}"] = build(recipe, model, backend, output, calibration).bundle
     return found
 
 
@@ -296,12 +317,14 @@ def markdown(report: Report) -> str:
     lines = [
         f"**{report.shape}**: {report.inputs}, {report.threads} threads, {report.rounds} interleaved rounds",
         "",
-        f"| | step, ms (p10-p90) | speed-up over {BASELINE} | relative error | Linears in int8 | bundle | step graph |",
-        "|---|---|---|---|---|---|---|",
+        f"| | step, ms (p10-p90) | speed-up over {BASELINE} | time over SQS (95 %) | relative error | Linears in int8 "
+        "| bundle | step graph |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report.rows:
         lines.append(
             f"| {row.name} | {_range(row.step_ms, '{:.1f}')} | {_range(row.speedup, '{:.2f}')} "
+            f"| {'' if row.over_sqs is None else _range(row.over_sqs, '{:.3f}')} "
             f"| {row.relative_error:.2g} | {row.int8_linears} of {row.linears} "
             f"| {_megabytes(row.bundle_bytes)} | {_megabytes(row.step_graph_bytes)} |"
         )

@@ -187,10 +187,7 @@ def _manifest(
         "calibration": calibration,
         "linears": len(chosen),
         "int8_linears": len(in_int8),
-        "layers": [
-            {**asdict(layer), "int8": layer.name in in_int8}
-            for layer in layers(checkpoint.linears, chosen, recipe.bits)
-        ],
+        "layers": [{**asdict(layer), "int8": layer.name in in_int8} for layer in layers(checkpoint.linears, recipe)],
         "model": {
             "name": checkpoint.name,
             "source": checkpoint.source,

@@ -25,7 +25,8 @@ from ..engines.base import Engine, open_engine
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..exporters.linears import Linear
-from ..exporters.qdq import is_weight, matmuls_by_weight
+from ..exporters.qdq import is_weight
+from ..exporters.rewriting import matmuls_by_weight
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
 
 Float = NDArray[np.float32]

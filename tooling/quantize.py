@@ -123,7 +123,7 @@ def _quantize_range(
             tables |= _weight_tables(linear, checkpoint.tensor(linear.key()), s_of_range)
         delta = activation_scales(x, s_of_range)
         of_difference = None
-        if recipe.cfg_pair == "difference" and linear.graph == "step":
+        if recipe.cfg_pair == "difference" and linear.graph == "step" and recipe.activation_range != "token":
             of_difference = activation_scales(_difference(calibration, name)[steps], s_of_range)
         if recipe.clip and recipe.activation_range != "token":
             weight, _ = integers()
@@ -144,10 +144,11 @@ def _range(
     """
     name, largest = linear.name, float(delta.max())
     ratio = None if of_difference is None else float(largest / of_difference.max())
+    pair = 1.0 if recipe.cfg_pair == "difference" and linear.graph == "step" else None  # every token has its own range
     if recipe.w4 == "memory" and recipe.bits_of(linear) == "w4a8":
-        return Activation("engine", 1.0, None if ratio is None else 1.0), {}
+        return Activation("engine", 1.0, pair), {}
     if recipe.activation_range == "token":
-        return Activation("token", TOKEN_FLOOR * largest, None if ratio is None else 1.0), {}
+        return Activation("token", TOKEN_FLOOR * largest, pair), {}
     if recipe.activation_range == "static" or linear.graph == "conditioning":
         return Activation("static", largest, ratio), {}
     tables = {f"delta/{name}": delta[:, None]} if by_step else {f"range/{name}": (largest / delta)[:, None]}

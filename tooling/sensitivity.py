@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
-from ..exporters.int4 import Form, packed_bytes
 from ..exporters.linears import Linear
 from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.step_engine import Conditioning
 from .fidelity import Forced, compare_velocities
+from .layers import layers
 from .quantize import QuantizedRange, quantize_model
 from .recipe import Recipe
 from .simulate import SimulatedModel, SimulatedPipeline
 from .smoothing import Smoothing
 from .tables import Calibration
-from .weights import group_of
 
 Float = NDArray[np.float32]
 Done = Callable[[int], object]
@@ -205,8 +204,8 @@ def rank(recipe: Recipe, parts: Sequence[Part], errors: Sequence[Error]) -> list
             part,
             error,
             _share(error.mean_squared, total),
-            sum(weight_bytes(recipe, linear, "fp32") for linear in part.linears),
-            sum(weight_bytes(recipe, linear, recipe.bits_of(linear)) for linear in part.linears),
+            sum(4 * linear.in_features * linear.out_features for linear in part.linears),
+            sum(weight_bytes(recipe, linear) for linear in part.linears),
         )
         for part, error in zip(parts, errors)
     ]
@@ -232,12 +231,7 @@ def without(recipe: Recipe, linears: Sequence[Linear], rows: Sequence[Sensitivit
     return spared
 
 
-def weight_bytes(recipe: Recipe, linear: Linear, bits: str) -> int:
-    """Bytes of a Linear's weight: fp32, or its integers, scales and zero points, and its low-rank branch in fp16."""
-    if bits == "fp32":
-        return 4 * linear.in_features * linear.out_features
-    form: Form = "memory" if recipe.w4 == "memory" else "expanded"
-    group = group_of(linear.in_features, recipe.group_size) if recipe.group_size else 0
-    numbers = 8 if bits == "w8a8" else 4
-    packed = sum(sum(packed_bytes(linear.in_features, rows, numbers, group, form)) for rows in linear.parts.values())
-    return packed + 2 * recipe.lora_rank * (linear.in_features + linear.out_features)
+def weight_bytes(recipe: Recipe, linear: Linear) -> int:
+    """Bytes of a Linear's weight in a recipe, and of its low-rank branch, in all graphs that hold it."""
+    [layer] = layers([linear], recipe)
+    return layer.bytes + layer.branch_bytes

@@ -211,14 +211,14 @@ class Study:
             assert cosine is not None
             found = self._reach([mix for mix in frontier(choices) if not mix.is_float], cosine)
         recipe = self._recipe(found.mix)
-        rest = rest_bytes(self.checkpoint)
+        rest = rest_bytes(self.checkpoint, self.recipe)
         return Allocation(found.mix, errors, found.error, recipe, dit_bytes(self.checkpoint, recipe), most, rest)
 
     def _least_and_most(self) -> tuple[int, int]:
         """Bytes of the DiT with all parts at the fewest bits, and in float."""
-        most = dit_bytes(self.checkpoint, Recipe("none"))
+        most = dit_bytes(self.checkpoint, at_bits(self.recipe, "float"))
         saved = (
-            part_bytes(self.recipe, part, "fp32")
+            part_bytes(self.recipe, part, "float")
             - min(part_bytes(self.recipe, part, bits) for bits in bits_to_try(self.recipe))
             for part in self.parts
         )
@@ -226,9 +226,10 @@ class Study:
 
     def _check_budget(self, budget: int, least: int, most: int) -> None:
         if budget < least:
+            rest = rest_bytes(self.checkpoint, self.recipe)
             raise UserError(
                 f"--budget-mb {budget / 1e6:g} is too small: with the fewest bits everywhere the DiT's weights take "
-                f"{least / 1e6:.3f} MB, {rest_bytes(self.checkpoint) / 1e6:.3f} MB of them in what stays float"
+                f"{least / 1e6:.3f} MB, {rest / 1e6:.3f} MB of them in what stays float"
             )
         if budget >= most:
             raise UserError(

@@ -22,6 +22,7 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.conditioners import MultiConditioner
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.float_graphs import ConditioningGraph, StepGraph, context_names
+from ..exporters.int4 import expand
 from ..exporters.linears import DIT_PREFIX
 from ..exporters.quantized import Weight
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
@@ -55,8 +56,10 @@ class SimulatedLinear(nn.Module):
         super().__init__()
         self._item, self._tables, self._bias = item, tables, bias
         weight, branch = item.whole()
-        self._weight = torch.from_numpy(dequantize_weight(weight))
         self._group = _engine_group(weight)
+        if item.activation.range != "engine" and weight.bits == 4:
+            weight = Weight(*expand(weight))  # groups of 4 bits are rounded once more, to int8
+        self._weight = torch.from_numpy(dequantize_weight(weight))
         self._s = torch.from_numpy(item.s)
         self._branch = None
         if branch is not None:
@@ -229,10 +232,9 @@ class SimulatedPipeline(Pipeline):
 class _TorchEngine:
     """An engine by a plain function of its inputs, which stay bound between runs."""
 
-    def __init__(
-        self, function: Callable[[Mapping[str, NDArray]], dict[str, Float]], shapes: dict[str, tuple[int, ...]]
-    ):
-        self.inputs, self.outputs = shapes, []
+    def __init__(self, function: Function, shapes: dict[str, tuple[int, ...]]):
+        self.inputs = shapes
+        self.outputs: list[str] = []
         self._function = function
         self._bound: dict[str, NDArray] = {}
 

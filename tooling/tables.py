@@ -116,7 +116,24 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray]]:
         with safe_open(path, framework="np") as file:
             return file.metadata() or {}, load_file(path)
     except Exception as error:  # what safetensors raises for a damaged file is its own, numpy's or the system's
-        raise UserError(f"the calibration table {path} cannot be read ({error}); use --recalibrate") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"the calibration table {path} cannot be read ({error}); use --recalibrate")
+
+
+def tensor_kinds(path: Path) -> set[str]:
+    """`absmax`, `difference`, `rows`, ...: the kinds of tensors that a table has any values of.
+
+    Raises UserError when it is unreadable.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118, it is no mapping
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    return {key.partition("/")[0] for key, shape in shapes.items() if shape[0]}
 
 
 def shipped_table(checkpoint: Checkpoint) -> Path | None:

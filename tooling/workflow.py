@@ -20,7 +20,7 @@ from ..runtime.pipeline import Settings
 from .build import Built, build_bundle
 from .calibrate import Plan, calibrate
 from .recipe import Recipe
-from .tables import shipped_table
+from .tables import shipped_table, tensor_kinds
 
 Say = Callable[[str], object]
 # Given what runs and how many calls it takes, a context that yields `done(calls)`: a progress bar, most likely.
@@ -100,7 +100,7 @@ def build(
         check_target(output)
     table = None
     if recipe.chosen(checkpoint.linears):
-        table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say)
+        table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say, recipe)
     return build_bundle(checkpoint, recipe, backend, output, table, say, device, allow_float)
 
 
@@ -116,25 +116,65 @@ def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) ->
             return build_bundle(checkpoint, Recipe("none"), backend, folder).bundle
 
 
-def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions) -> tuple[Path, str] | None:
-    """The table a build would use without calibrating, and where it comes from: `shipped` or `cache`."""
-    if options.is_default() and (shipped := shipped_table(checkpoint)) is not None:
-        return shipped, "shipped"
+@dataclass(frozen=True)
+class TableAtHand:
+    """The table a build would use: its path, None when a calibration has to run, and where it comes from.
+
+    origin: `shipped`, `cache` or `to run`. lacks: what kept the one there is from being used, in words.
+    """
+
+    path: Path | None
+    origin: str
+    lacks: str | None = None
+
+
+def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions, recipe: Recipe) -> TableAtHand:
+    """Look for a table that holds all that `recipe` needs: what ships with the checkpoint, then the cache."""
     plan = options.plan(checkpoint)
-    return (plan.table, "cache") if plan.table.is_file() and not options.recalibrate else None
+    found: list[tuple[Path, str]] = []
+    if options.is_default() and (shipped := shipped_table(checkpoint)) is not None:
+        found.append((shipped, "shipped"))
+    if plan.table.is_file() and not options.recalibrate:
+        found.append((plan.table, "cache"))
+    needs, lacks = _needs(recipe), None
+    for path, origin in found:
+        missing = needs.keys() - tensor_kinds(path) if needs else set()
+        if not missing:
+            return TableAtHand(path, origin)
+        lacks = " and ".join(words for kind, words in needs.items() if kind in missing)
+    return TableAtHand(None, "to run", lacks)
+
+
+def _needs(recipe: Recipe) -> dict[str, str]:
+    """Kinds of tensors that not every table has -> what they are."""
+    needs = {"rows": "sample tokens"} if recipe.needs_rows else {}
+    if recipe.cfg_pair == "difference" and recipe.activation_range != "token":
+        needs["difference"] = "ranges of the guidance pair's difference"
+    return needs
 
 
 def calibration_table(
-    checkpoint: Checkpoint, backend: str, options: CalibrationOptions, watch: Watch = unwatched, say: Say = silent
+    checkpoint: Checkpoint,
+    backend: str,
+    options: CalibrationOptions,
+    watch: Watch = unwatched,
+    say: Say = silent,
+    recipe: Recipe | None = None,
 ) -> Path:
-    """The table of every Linear's input ranges: the checkpoint's own, from the cache, or from a calibration run now."""
-    if (found := table_at_hand(checkpoint, options)) is not None:
-        table, origin = found
+    """The table of every Linear's input: the checkpoint's own, from the cache, or from a calibration run now.
+
+    recipe: what the table is for (default: one that needs ranges alone); one that lacks what it needs is not used.
+    """
+    found = table_at_hand(checkpoint, options, recipe or Recipe())
+    if found.path is not None:
         shipped = "the one shipped with the checkpoint (--recalibrate makes it afresh)"
-        say(f"calibration table: {shipped if origin == 'shipped' else 'from the cache'}")
-        return table
+        say(f"calibration table: {shipped if found.origin == 'shipped' else 'from the cache'}")
+        return found.path
+    if found.lacks is not None:
+        say(f"the calibration table at hand lacks {found.lacks}, which this recipe needs: it is made afresh and kept")
     plan = options.plan(checkpoint)
+    fresh = options.recalibrate or (found.lacks is not None and plan.table.is_file())
     reference = reference_bundle(checkpoint, backend, say)
     say(f"calibrating with {len(plan.prompts)} prompts x {options.steps} steps; Ctrl-C keeps what is done")
     with watch("calibrating", plan.calls) as done:
-        return calibrate(checkpoint, reference, plan, done, options.recalibrate)
+        return calibrate(checkpoint, reference, plan, done, fresh)

@@ -51,7 +51,18 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
     [
         *((f"sizes.{name}", value) for name in SIZES for value in (0, -1, 1.0, True, "7", None, 2**31)),
         *(("linears", value) for value in (None, [], "7", 1.0, -1)),
-        *(("layers", value) for value in (None, {}, [7], [{}], [{**LAYER, "bits": 8}], [{**LAYER, "bytes": "7"}])),
+        *(
+            ("layers", value)
+            for value in (
+                None,
+                {},
+                [7],
+                [{}],
+                [{**LAYER, "bits": 8}],
+                [{**LAYER, "bytes": "7"}],
+                [{**LAYER, "branch_bytes": -1}],
+            )
+        ),
         *((f"recipe.{name}", value) for name in ("method", "bits") for value in (None, 3, [], "")),
         *((f"model.{name}", value) for name in ("name", "source", "digest", "licence") for value in (None, 3, [])),
         *(

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dit_trt.engines.base import Dialect
 from dit_trt.engines.int4 import unpack
+from dit_trt.exporters.data_file import ALIGNMENT, DataFile
 from dit_trt.exporters.int4 import WeightNodes, allow_int4, expand, pack, packed_bytes, weight_nodes
 from dit_trt.exporters.lint import GraphLintError, lint
-from dit_trt.exporters.qdq import ALIGNMENT, DataFile
 from dit_trt.exporters.quantized import Weight
 
 SHAPES = [(64, 96, 0), (64, 96, 32), (64, 96, 96), (32, 192, 64), (17, 33, 0), (17, 33, 11)]  # out, in, group

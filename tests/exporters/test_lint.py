@@ -269,6 +269,88 @@ def test_scales_in_the_data_file_are_read_too(tmp_path):
         (tmp_path / "graph.data").unlink()
 
 
+# -------------------- weights that are made anew at every step
+
+
+def stepped():
+    """The good graph with `DQ(w) -> * columns -> * rows -> Q(1) -> DQ(1) -> MatMul`, both factors given at run time."""
+    model = good()
+    model.graph.node.insert(3, helper.make_node("Mul", ["w_dq", "columns"], ["w_columns"], name="columns"))
+    model.graph.node.insert(4, helper.make_node("Mul", ["w_columns", "rows"], ["w_rows"], name="rows"))
+    again = ["one", "w_step_zero"]
+    model.graph.node.insert(5, helper.make_node("QuantizeLinear", ["w_rows", *again], ["w_q"], name="fc.w_q"))
+    model.graph.node.insert(6, helper.make_node("DequantizeLinear", ["w_q", *again], ["w_again"], name="fc.w_again"))
+    node(model, "fc").input[1] = "w_again"
+    model.graph.initializer.extend([initializer("one", np.float32(1)), initializer("w_step_zero", np.int8(0))])
+    for name, shape in (("columns", [K, 1]), ("rows", [N])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    return model
+
+
+def no_last_pair(model):
+    for name in ("fc.w_q", "fc.w_again"):
+        model.graph.node.remove(node(model, name))
+    node(model, "fc").input[1] = "w_rows"
+
+
+def mul_after_the_pair(model):
+    model.graph.node.insert(7, helper.make_node("Mul", ["w_again", "rows"], ["w_late"], name="late"))
+    node(model, "fc").input[1] = "w_late"
+
+
+def stored_weight_too(model):
+    """The stored weight is multiplied as well as rescaled."""
+    model.graph.node.append(helper.make_node("MatMul", ["x_dq", "w_dq"], ["other"], name="other"))
+
+
+def as_activation(model):
+    node(model, "fc").input[:] = ["w_again", "x_dq"]
+
+
+HALF = "only one of its inputs is quantized"
+BROKEN_STEPPED = {
+    "no Q/DQ before the MatMul": (no_last_pair, ["fc: " + HALF, W + "feeds Mul columns, not a GEMM's input 1"]),
+    "Mul after the last DQ": (mul_after_the_pair, ["fc: " + HALF, "fc.w_again: feeds Mul late, not a GEMM's input 1"]),
+    "rounded to another scale": (
+        lambda m: change(m, "one", np.float32(2)),
+        ["fc.w_q: weights rounded at every step have the scale 1"],
+    ),
+    "rounded by channel": (
+        lambda m: change(m, "one", np.ones(N, np.float32)),
+        ["fc.w_q: weights rounded at every step have the scale 1"],
+    ),
+    "with the activations' zero point": (
+        lambda m: change(m, "w_step_zero", np.uint8(128)),
+        ["fc.w_q: " + ZERO, "fc.w_again: " + ZERO],
+    ),
+    "scale given at run time": (lambda m: as_input(m, "one"), ["fc.w_q: " + COMPUTED, "fc.w_again: " + COMPUTED]),
+    "stored weight in a product": (
+        stored_weight_too,
+        [W + "feeds Mul columns, not a GEMM's input 1", "fc.w_again: feeds MatMul fc, not a GEMM's input 0"],
+    ),
+    "inputs swapped": (
+        as_activation,
+        [DQ + "feeds MatMul fc, not a GEMM's input 0", "fc.w_again: feeds MatMul fc, not a GEMM's input 1"],
+    ),
+    "too small": (lambda m: change(m, "w", np.ones((8, N), np.int8)), [W + f"[8, {N}] is too small to be worth int8"]),
+}
+
+
+@pytest.mark.parametrize("dialect", ["int8", "uint8"])
+def test_a_weight_rounded_at_every_step_passes(tmp_path, dialect):
+    model = stepped()
+    onnx.checker.check_model(model, full_check=True)
+    change(model, "x_zero", {"int8": np.int8(0), "uint8": np.uint8(128)}[dialect])
+    assert lint_faults(model, tmp_path, Dialect(dialect)) == []
+
+
+@pytest.mark.parametrize(("damage", "expected"), BROKEN_STEPPED.values(), ids=BROKEN_STEPPED)
+def test_a_broken_step_weight_is_named(tmp_path, damage, expected):
+    model = stepped()
+    damage(model)
+    assert sorted(faults(model, tmp_path)) == sorted(expected)
+
+
 # -------------------- a real bundle
 
 

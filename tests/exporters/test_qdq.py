@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.home import home
 from dit_trt.exporters.checkpoint import Checkpoint
+from dit_trt.exporters.data_file import ALIGNMENT, DataFile
 from dit_trt.exporters.float_graphs import export_topologies
-from dit_trt.exporters.qdq import ALIGNMENT, DataFile, is_weight, write_graph
+from dit_trt.exporters.qdq import is_weight, write_graph
 from dit_trt.exporters.quantized import Activation, QuantizedLinear, Weight
 
 

@@ -127,14 +127,14 @@ def test_the_recipe_of_a_mix_says_just_that(checkpoint: Checkpoint, recipe: Reci
     for bits in (*rng.choice(["w4a8", "w8a8", "float"], (20, len(parts))), ["w8a8"] * len(parts)):
         if all(one == "float" for one in bits):
             continue
-        mix = Mix({p.name: Choice(str(b), part_bytes(recipe, p, _fp32(str(b))), 0.0) for p, b in zip(parts, bits)})
+        mix = Mix({p.name: Choice(str(b), part_bytes(recipe, p, str(b)), 0.0) for p, b in zip(parts, bits)})
         mixed = mixed_recipe(recipe, checkpoint.linears, parts, mix)
         expected = {linear.name: mix.choices[part.name].bits for part in parts for linear in part.linears}
         found = {linear.name: mixed.bits_of(linear) for linear in checkpoint.linears}
         assert found == {name: _fp32(expected.get(name, "float")) for name in found}
         alone = [part for part in parts_of(checkpoint.linears, "layer") if part.name not in names]
-        in_float = sum(part_bytes(recipe, part, "fp32") for part in alone)
-        assert dit_bytes(checkpoint, mixed) == rest_bytes(checkpoint) + in_float + mix.bytes
+        in_float = sum(part_bytes(recipe, part, "float") for part in alone)
+        assert dit_bytes(checkpoint, mixed) == rest_bytes(checkpoint, recipe) + in_float + mix.bytes
         file = tmp_path / "recipe.toml"
         file.write_text(recipe_toml(mixed), "utf-8")
         assert Recipe(**read_recipe(file)) == mixed

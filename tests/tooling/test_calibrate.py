@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from tiny import random_model, write_checkpoint
 
 from dit_trt.calib_data.reader import choose_prompts, default_prompts
@@ -18,6 +19,7 @@ from dit_trt.engines.errors import UserError
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling.calibrate import Plan, calibrate
+from dit_trt.tooling.recipe import Recipe
 from dit_trt.tooling.tables import load_calibration, load_rows, shipped_table, slim_table
 from dit_trt.tooling.workflow import CalibrationOptions, calibration_table
 
@@ -216,6 +218,35 @@ def test_shipped_slim_table_never_understates(tiny: Path, tiny_float: Bundle, tm
     assert shipped_table(Checkpoint.open(str(other))) is None
     with pytest.raises(UserError, match="another checkpoint"):
         load_calibration(other / "calibration.safetensors", Checkpoint.open(str(other)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "words"),
+    [
+        (Recipe(alpha="auto"), "rows", "sample tokens"),
+        (Recipe("sqd", cfg_pair="difference"), "difference", "ranges of the guidance pair's difference"),
+    ],
+)
+def test_a_table_that_lacks_what_a_recipe_needs_is_made_afresh(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, kind: str, words: str
+) -> None:
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path))
+    checkpoint, options = Checkpoint.open(str(tiny)), CalibrationOptions(num_prompts=1, steps=2)
+    path = calibration_table(checkpoint, "openvino", options)
+    whole = load_file(path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    save_file({key: value for key, value in whole.items() if not key.startswith(kind)}, path, metadata)
+    messages: list[str] = []
+    assert calibration_table(checkpoint, "openvino", options, say=messages.append) == path
+    assert messages == ["calibration table: from the cache"]
+    messages.clear()
+    assert calibration_table(checkpoint, "openvino", options, say=messages.append, recipe=recipe) == path
+    assert messages[0].startswith(f"the calibration table at hand lacks {words}, which this recipe needs")
+    assert load_file(path).keys() == whole.keys()
+    messages.clear()
+    calibration_table(checkpoint, "openvino", options, say=messages.append, recipe=recipe)
+    assert messages == ["calibration table: from the cache"]
 
 
 def test_audiocaps_csv_calibrates(tiny: Path, tmp_path: Path) -> None:

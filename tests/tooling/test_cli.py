@@ -37,6 +37,22 @@ def test_every_command_has_help_with_examples(command):
     assert "--json" in output
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, invoke(command, "--help").stdout.splitlines())) <= 80
+
+
+def test_an_option_of_build_is_a_line_under_its_heading(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = invoke("build", "--help").stdout.split("\n\n")
+    sections = {text.splitlines()[0]: text.splitlines()[1:] for text in shown if "\n  -" in text}
+    headings = ["Build", "Recipe", "Smoothing and ranges", "Low-rank branch", "4-bit weights", "Calibration", "Other"]
+    assert [*sections] == [f"{heading}:" for heading in headings]
+    assert all(line.startswith("  -") for lines in sections.values() for line in lines)
+    assert [line.split()[0] for line in sections["4-bit weights:"]] == ["--w4", "--group-size", "--rounding"]
+
+
 def test_version():
     assert invoke("--version").stdout == "dit-trt, version 0.1.0\n"
 
@@ -206,6 +222,16 @@ def test_diff_of_a_model_that_changed_says_so(tiny_table, model_copy, tmp_path):
     assert "has changed" in error_of("diff", tmp_path / "out", "--steps", "2")
     shutil.rmtree(model_copy)
     assert str(model_copy) in error_of("diff", tmp_path / "out", "--steps", "2")
+
+
+@pytest.mark.parametrize(("bits", "bar"), [("w8a8", 0.95), ("w4a8", 0.92)])
+def test_the_bar_is_that_of_the_coarsest_linear(tiny_sqs, tmp_path, bits, bar):
+    folder = Path(shutil.copytree(tiny_sqs.folder, tmp_path / "copy"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["layers"][3]["bits"] = bits
+    write_manifest(folder, manifest)
+    result = invoke("diff", folder, "--against", folder, "--num-prompts", "1", "--steps", "1", "--json")
+    assert one_object(result.stdout)["min_cosine"] == bar
 
 
 # -------------------- run's files

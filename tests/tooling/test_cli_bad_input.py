@@ -27,7 +27,7 @@ def empty_home(tmp_path, monkeypatch):
         (["--method", "gptq"], "unknown method 'gptq' (one of: none, sqs"),
         (["--bits", "w3a3"], "unknown bits 'w3a3' (one of: w8a8"),
         (["--bits", "fp32"], "bits"),
-        (["--method", "no", "--bits", "no"], "unknown method 'no' (one of: none, sqs); unknown bits 'no'"),
+        (["--method", "no", "--bits", "no"], "unknown method 'no' (one of: none, sqs, sqd, sqt); unknown bits 'no'"),
         (["--backend", "cuda"], "unknown backend 'cuda' (one of: auto, openvino"),
         (["--alpha", "1.5"], "alpha 1.5 is outside 0..1"),
         (["--alpha", "nan"], "alpha nan is outside 0..1"),
@@ -40,6 +40,20 @@ def empty_home(tmp_path, monkeypatch):
         (["--prompt-seed", "0.5"], "'0.5'"),
         (["--calib-steps", "many"], "'many'"),
         (["--nonsense"], "--nonsense"),
+        (["--alpha", "much"], "'much' is neither a number nor auto"),
+        (["--bits-for", "ff.*"], "'ff.*' is not GLOB=BITS"),
+        (["--bits-for", "=w8a8"], "'=w8a8' is not GLOB=BITS"),
+        (["--bits-for", "ff.*=int4"], "unknown bits 'int4' for 'ff.*'"),
+        (["--bits-for", "ff.*=w4a8", "--bits-for", "ff.*=float"], "bits_for names 'ff.*' more than once"),
+        (["--group-size", "all"], "'all' is neither a whole number nor channel"),
+        (["--bits", "w4a8", "--group-size", "7"], "group_size 7 is neither 0 (per output channel) nor in 16..1024"),
+        (["--lora-rank", "1.5"], "'1.5'"),
+        (["--lora-rank", "-1"], "lora_rank -1 is outside 0..1024"),
+        (["--sqd-weights", "grouped:4"], "sqd_weights belongs to method sqd, not to sqs"),
+        (["--method", "sqd", "--sqd-weights", "grouped:99"], "unknown sqd_weights 'grouped:99'"),
+        (["--no-smoothing", "--alpha", "0.5"], "without smoothing there is no alpha"),
+        (["--rounding", "gptq"], "rounding belong to 4-bit weights (bits w4a8)"),
+        (["--method", "none", "--clip"], "method none quantizes nothing: clip do not apply"),
     ],
 )
 def test_bad_build_values_are_usage_errors(tiny, tmp_path, arguments, said):
@@ -260,12 +274,14 @@ def test_a_damaged_model_is_named_and_nothing_left(model_copy, tmp_path, damage,
 # -------------------- interruptions
 
 
-@pytest.mark.parametrize("where", ["export_topologies", "lint", "lost_linears", "write_manifest"])
+@pytest.mark.parametrize(
+    "where", ["write_graphs.export_topologies", "write_graphs.lint", "build.lost_linears", "build.write_manifest"]
+)
 def test_ctrl_c_in_a_build_leaves_nothing(tiny, tiny_table, tmp_path, monkeypatch, where):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"dit_trt.tooling.build.{where}", interrupt)
+    monkeypatch.setattr(f"dit_trt.tooling.{where}", interrupt)
     result = invoke("build", "--model", tiny, "--output", tmp_path / "out", *QUICK_CALIBRATION, code=130)
     assert result.stderr.splitlines()[-1] == "Error: interrupted"
     assert files_in(tmp_path) == []
@@ -275,7 +291,7 @@ def test_a_full_disk_is_one_line(tiny, tiny_table, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "step.onnx.data")
 
-    monkeypatch.setattr("dit_trt.tooling.build.write_graph", full)
+    monkeypatch.setattr("dit_trt.tooling.write_graphs.write_graph", full)
     message = error_of("build", "--model", tiny, "--output", tmp_path / "out", *QUICK_CALIBRATION)
     assert (
         message == "Error: No space left on device (step.onnx.data); choose another place with --output or DIT_TRT_HOME"

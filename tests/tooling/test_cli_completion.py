@@ -18,7 +18,7 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.runtime.samplers import SAMPLERS
 from dit_trt.tooling.cli import COMMANDS, main
 from dit_trt.tooling.cli.completion import PROGRAM, VARIABLE
-from dit_trt.tooling.recipe import BITS, METHODS
+from dit_trt.tooling.recipe import BITS, CFG_PAIRS, LAYER_BITS, LORA_FORMS, METHODS, ROUNDINGS, W4
 
 
 def completed(*words: str) -> list[str]:
@@ -53,6 +53,16 @@ def test_commands() -> None:
         (["build", "--method", ""], [*METHODS]),
         (["build", "--method", "s"], [name for name in METHODS if name.startswith("s")]),
         (["build", "--bits", ""], [*BITS]),
+        (["build", "--bits-for", "ff.*=w"], ["ff.*=w8a8", "ff.*=w4a8"]),
+        (["build", "--bits-for", "ff.ff.2="], [f"ff.ff.2={bits}" for bits in LAYER_BITS]),
+        (["build", "--alpha", ""], ["auto"]),
+        (["build", "--sqd-weights", ""], ["shared", "requantize", "grouped:"]),
+        (["build", "--cfg-pair", ""], [*CFG_PAIRS]),
+        (["build", "--lora-form", ""], [*LORA_FORMS]),
+        (["build", "--w4", ""], [*W4]),
+        (["build", "--group-size", ""], ["channel"]),
+        (["build", "--rounding", ""], [*ROUNDINGS]),
+        (["build", "--no-"], ["--no-smoothing", "--no-clip"]),
         (["build", "--backend", ""], ["auto", *BACKENDS]),
         (["build", "--model", ""], ["demo"]),
         (["run", "rain", "--sampler", "dpmpp-2"], [name for name in SAMPLERS if name.startswith("dpmpp-2")]),

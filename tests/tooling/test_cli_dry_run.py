@@ -15,10 +15,11 @@ from onnx import helper
 from dit_trt.engines.base import BACKENDS
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.tooling.contents import bundle_layers
+from dit_trt.tooling.contents import bundle_layers, bundle_parts
 from dit_trt.tooling.plan import BuildPlan, plan_build
 from dit_trt.tooling.recipe import Recipe
-from dit_trt.tooling.workflow import CalibrationOptions
+from dit_trt.tooling.tables import slim_table
+from dit_trt.tooling.workflow import CalibrationOptions, build
 
 NEVER_CALIBRATED = ("--num-prompts", "2", "--calib-steps", "5")
 
@@ -77,6 +78,30 @@ def test_layers_and_total_of_a_build(tiny: Path, fixture: str, request: pytest.F
     assert plan.linears == bundle.manifest["linears"]
 
 
+RECIPES = {
+    "no smoothing": Recipe(smooth=False),
+    "alpha auto": Recipe(alpha="auto"),
+    "clip": Recipe(clip=True),
+    "mixed": Recipe(bits_for=(("ff.ff.2", "float"), ("*.1.ff.ff.2", "w8a8"))),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_what_a_recipe_builds(tiny: Path, tiny_table_file: Path, tmp_path: Path, recipe: Recipe) -> None:
+    """The data files to the byte, the parts by their names, the whole within 2 %."""
+    options = CalibrationOptions(num_prompts=3, steps=8)
+    plan = plan_build(recipe, str(tiny), "openvino", tmp_path / "out", options)
+    bundle = build(recipe, str(tiny), "openvino", tmp_path / "out", options).bundle
+    for graph, size in plan.data_files.items():
+        assert 0 <= size - bundle.path(f"{graph}.onnx.data").stat().st_size < 64
+    assert plan.parts.keys() == bundle_parts(bundle).keys()
+    assert plan.size_bytes == pytest.approx(bundle.size_bytes, rel=0.02)
+    costs = [
+        {key: layer[key] for key in ("name", "bits", "bytes", "branch_bytes")} for layer in bundle.manifest["layers"]
+    ]
+    assert costs == [{key: getattr(layer, key) for key in costs[0]} for layer in plan.layers]
+
+
 @pytest.mark.parametrize(
     ("recipe", "data", "size"),
     [
@@ -92,7 +117,7 @@ def test_the_demo(recipe: Recipe, data: dict[str, int], size: int) -> None:
     assert all(0 <= plan.data_files[graph] - recorded[graph] < 64 for graph in GRAPHS)
     assert plan.size_bytes == pytest.approx(size, rel=0.01)
     assert plan.float_size_bytes == planned("demo", Recipe("none")).size_bytes
-    assert plan.table == (None if recipe.method == "none" else "shipped")
+    assert (plan.table and plan.table.origin) == (None if recipe.method == "none" else "shipped")
 
 
 def test_one_layer_by_hand(tiny: Path) -> None:
@@ -136,6 +161,36 @@ def test_before_a_calibration_the_name_is_unknown(tiny: Path, tmp_path: Path, mo
     named = one_object(invoke(*arguments, "--output", tmp_path / "out", "--json").stdout)
     assert named["bundle"] == str(tmp_path / "out")
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "lacks"),
+    [
+        (["--alpha", "auto"], "sample tokens"),
+        (["--clip"], "sample tokens"),
+        (["--bits", "w4a8", "--rounding", "gptq"], "sample tokens"),
+        (["--method", "sqd", "--cfg-pair", "difference"], None),
+        (["--method", "sqd"], None),
+    ],
+)
+def test_a_shipped_table_is_not_for_every_recipe(
+    model_copy: Path, tiny_table_file: Path, words: list[str], lacks: str | None
+) -> None:
+    slim_table(tiny_table_file, model_copy / "calibration.safetensors")
+    arguments = ("build", "--model", model_copy, *words, "--dry-run")
+    told = one_object(invoke(*arguments, "--json").stdout)
+    assert told["calibration"]["table"] == ("shipped" if lacks is None else "to run")
+    assert (told["bundle"] is None) == (lacks is not None)
+    if lacks is not None:
+        output = invoke(*arguments).stdout
+        assert f"will run, 50 prompts x 100 steps; the table at hand lacks {lacks}" in output
+
+
+@pytest.mark.parametrize(("method", "table"), [("sqs", "to run"), ("sqd", "to run"), ("sqt", "shipped")])
+def test_an_older_shipped_table_knows_nothing_of_the_pair(method: str, table: str) -> None:
+    words = ("--method", method, "--cfg-pair", "difference")
+    told = one_object(invoke("build", "--model", "demo", *words, "--dry-run", "--json").stdout)
+    assert told["calibration"]["table"] == table
 
 
 def test_what_a_person_reads(tiny: Path) -> None:

@@ -73,6 +73,7 @@ def test_every_linear_is_what_its_files_hold(tiny_sqs: Bundle) -> None:
         "bits": "w8a8",
         "float_bytes": 4 * 128 * (own[0].shape[1] + own[3].shape[1]),
         "bytes": sum(array.nbytes for array in own),
+        "branch_bytes": 0,
         "int8": True,
         "activation_scale": float(scales[f"activation_scale/{layer['name']}"][0]),
         "smoothing_min": float(smoothing.min()),
@@ -124,6 +125,23 @@ def test_layers_are_rows_of_their_own(tiny_sqs: Bundle) -> None:
 def test_patterns_are_told(tiny_sqs: Bundle, tmp_path: Path) -> None:
     folder = rewritten(tiny_sqs, tmp_path, lambda manifest: manifest["recipe"].update(exclude=["ff.*", "*to_q"]))
     assert "             exclude ff.*, *to_q" in invoke("inspect", folder).stdout.splitlines()
+
+
+def test_options_are_told_that_are_not_the_default(tiny_sqs: Bundle, tmp_path: Path) -> None:
+    def change(manifest: dict) -> None:
+        changed = Recipe("sqd", alpha="auto", sqd_weights="grouped:2", lora_rank=8, bits_for=(("ff.*", "w4a8"),))
+        manifest["recipe"] = changed.to_dict()
+        manifest["layers"][0]["branch_bytes"] = 4096
+
+    lines = invoke("inspect", rewritten(tiny_sqs, tmp_path, change)).stdout.splitlines()
+    told = [line for line in lines if line.startswith(("recipe ", "   "))]
+    assert told == [
+        "recipe       sqd (smoothing static, activation range step), w8a8, alpha auto",
+        "             weights grouped:2, low rank 8 (svdquant), ff.* w4a8",
+    ]
+    head, *kinds = lines[-8:]
+    assert head.split()[-2:] == ["bytes", "branch"]
+    assert [kind.split()[-1] for kind in kinds] == ["4,096", *["0"] * 6]
 
 
 def test_the_recipe_alone(tiny_sqs: Bundle) -> None:

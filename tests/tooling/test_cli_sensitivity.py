@@ -101,7 +101,7 @@ def test_a_budget_out_of_reach_is_told_before_any_work(model: Path) -> None:
         (["--top", "1", "--budget-mb", "1"], "--top and --budget-mb exclude each other", 2),
         (["--output", "r.toml"], "--output needs one of --top, --exclude-above, --budget-mb, --target-cosine", 2),
         (["--method", "none"], "method none quantizes nothing that could be measured", 2),
-        (["--alpha", "loud"], "alpha loud is outside 0..1", 2),
+        (["--alpha", "1.5"], "alpha 1.5 is outside 0..1", 2),
         (["--cfg-pair", "both"], "unknown cfg_pair 'both' (one of: halves, difference)", 2),
         (["--prompts", "1000"], "--prompts 1000 is outside 1..", 2),
         (["--recipe", "nope.toml"], "the recipe nope.toml cannot be read", 1),

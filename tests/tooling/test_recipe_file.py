@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,50 @@ def test_options_that_are_given_take_the_place_of_the_files(tiny: Path, tmp_path
     assert (changed["include"], changed["exclude"], changed["alpha"]) == (["cross_attn.*"], ["*to_q"], 0.25)
 
 
+def test_every_field_has_an_option(tiny: Path, tmp_path: Path) -> None:
+    """What the options say is what a file says, and takes its place, also where that is the default."""
+    recipe = Recipe(
+        "sqs",
+        "w4a8",
+        "auto",
+        include=("ff.*",),
+        exclude=("*.0.ff.ff.2",),
+        bits_for=(("ff.ff.2", "w8a8"), ("*.1.ff.*", "float")),
+        lora_rank=7,
+        lora_form="residual",
+        clip=True,
+        cfg_pair="difference",
+        group_size=0,
+        rounding="gptq",
+    )
+    words = "--method sqs --bits w4a8 --alpha auto --include ff.* --exclude *.0.ff.ff.2 --clip --cfg-pair difference"
+    words += " --bits-for ff.ff.2=w8a8 --bits-for *.1.ff.*=float --lora-rank 7 --lora-form residual"
+    words += " --group-size channel --rounding gptq"
+    assert Recipe.from_dict(planned("--model", tiny, *words.split())) == recipe
+    (tmp_path / "r.toml").write_text(recipe_toml(recipe))
+    back = "--alpha 0.95 --no-clip --cfg-pair halves --lora-rank 0 --lora-form svdquant --group-size 64"
+    changed = planned("--model", tiny, "--recipe", tmp_path / "r.toml", *back.split(), "--rounding", "nearest")
+    kept = {name: getattr(recipe, name) for name in ("method", "bits", "include", "exclude", "bits_for")}
+    assert Recipe.from_dict(changed) == Recipe(**kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        ("--no-smoothing", Recipe(smooth=False)),
+        ("--method sqd --sqd-weights grouped:3", Recipe("sqd", sqd_weights="grouped:3")),
+        ("--method sqd --sqd-weights requantize", Recipe("sqd", sqd_weights="requantize")),
+        ("--method sqt --bits w4a8 --w4 memory --group-size 128", Recipe("sqt", "w4a8", w4="memory", group_size=128)),
+    ],
+)
+def test_other_methods_on_the_command_line(tiny: Path, tmp_path: Path, words: str, recipe: Recipe) -> None:
+    assert Recipe.from_dict(planned("--model", tiny, *words.split())) == recipe
+    (tmp_path / "r.toml").write_text("smooth = false")
+    if recipe.smooth:
+        file = ("--recipe", tmp_path / "r.toml", "--smoothing")
+        assert Recipe.from_dict(planned("--model", tiny, *file, *words.split())) == recipe
+
+
 def test_a_recipe_goes_out_of_a_bundle_and_in_again(tiny: Path, tmp_path: Path, tiny_float: Bundle) -> None:
     (tmp_path / "r.toml").write_text(invoke("inspect", tiny_float.folder, "--recipe").stdout)
     assert planned("--model", tiny, "--recipe", tmp_path / "r.toml") == tiny_float.manifest["recipe"]
@@ -148,4 +193,7 @@ def test_the_options_defaults_are_the_recipes() -> None:
     from dit_trt.tooling.cli.build import command
 
     defaults = {option.name: option.default for option in command.params}
-    assert (defaults["method"], defaults["bits"], defaults["alpha"]) == (Recipe.method, Recipe.bits, Recipe.alpha)
+    fields = asdict(Recipe())
+    patterns = {name: fields.pop(name) for name in ("include", "exclude", "bits_for")}
+    assert {name: defaults[name] for name in fields} == fields
+    assert patterns.keys() <= defaults.keys()

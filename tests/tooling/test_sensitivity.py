@@ -163,7 +163,7 @@ def test_the_bytes_of_float_are_those_of_the_checkpoint(checkpoint: Checkpoint, 
     dit = {name: size for name, size in dit.items() if not name.endswith("inv_freq")}  # is RoPE's tables in the graph
     linears = sum(dit[linear.key()] for linear in checkpoint.linears)
     assert dit_bytes(checkpoint, Recipe("none")) == sum(dit.values())
-    assert rest_bytes(checkpoint) == sum(dit.values()) - linears
+    assert rest_bytes(checkpoint, Recipe()) == sum(dit.values()) - linears
 
 
 def test_the_bytes_of_a_weight_are_those_in_the_bundle(checkpoint: Checkpoint, tiny_sqs: Bundle) -> None:
@@ -172,7 +172,7 @@ def test_the_bytes_of_a_weight_are_those_in_the_bundle(checkpoint: Checkpoint, t
         model = onnx.load(tiny_sqs.path(f"{graph}.onnx"))
         sizes |= {t.name: onnx.numpy_helper.to_array(t).nbytes for t in model.graph.initializer}
     found = {linear.name: _stored(sizes, linear) for linear in checkpoint.linears}
-    assert found == {linear.name: weight_bytes(Recipe(), linear, "w8a8") for linear in checkpoint.linears}
+    assert found == {linear.name: weight_bytes(Recipe(), linear) for linear in checkpoint.linears}
 
 
 def _stored(sizes: dict[str, int], linear: Linear) -> int:
@@ -184,10 +184,10 @@ def test_the_bytes_of_four_bits_and_a_branch(checkpoint: Checkpoint) -> None:
     linear = next(linear for linear in checkpoint.linears if linear.kind == "self_attn.to_out")  # 128 x 128
     recipe = Recipe(bits="w4a8", group_size=32)
     expanded = 128 * 64 + 4 * 128 * 4 + 4 * 128 + 128  # integers, scales of 4 groups, c, zero points
-    assert weight_bytes(recipe, linear, "w4a8") == expanded
-    assert weight_bytes(replace(recipe, lora_rank=16), linear, "w4a8") == expanded + 2 * 16 * 256
-    assert weight_bytes(replace(recipe, method="sqt", w4="memory"), linear, "w4a8") == 128 * 64 + 4 * 128 * 4
-    assert weight_bytes(recipe, linear, "fp32") == 4 * 128 * 128
+    assert weight_bytes(recipe, linear) == expanded
+    assert weight_bytes(replace(recipe, lora_rank=16), linear) == expanded + 2 * 16 * 256
+    assert weight_bytes(replace(recipe, method="sqt", w4="memory"), linear) == 128 * 64 + 4 * 128 * 4
+    assert weight_bytes(Recipe("none"), linear) == 4 * 128 * 128
 
 
 def test_a_plot_bears_errors_that_are_no_numbers(tmp_path: Path) -> None:

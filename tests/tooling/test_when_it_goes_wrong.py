@@ -57,7 +57,7 @@ class Desk:
         def fail(*args: object, **kwargs: object) -> None:
             raise error
 
-        self.monkeypatch.setattr(f"dit_trt.tooling.build.{where}", fail)
+        self.monkeypatch.setattr(f"dit_trt.tooling.write_graphs.{where}", fail)
 
     def foreign_scales(self) -> None:
         """Sound files, and a manifest that says so, but not those of each other."""
@@ -112,6 +112,16 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the conditioner … is of type 't5'; …": lambda d: (
         d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="t5")) or d.build()
     ),
+    "method none quantizes nothing: … do not apply": lambda d: d.build("--method", "none", "--clip", code=2),
+    "sqd_weights belongs to method sqd, not to …": lambda d: d.build("--sqd-weights", "requantize", code=2),
+    "sqd_weights requantize needs w8a8: …": lambda d: d.build(
+        *("--method", "sqd", "--sqd-weights", "requantize", "--bits-for", "ff.ff.2=w4a8"), code=2
+    ),
+    "… belong to 4-bit weights (bits w4a8)": lambda d: d.build("--group-size", 128, code=2),
+    "w4 memory lets the engine quantize every token by itself: …": lambda d: d.build(
+        "--bits", "w4a8", "--w4", "memory", code=2
+    ),
+    "… is not GLOB=BITS, as in ff.ff.2=w8a8": lambda d: d.build("--bits-for", "ff.ff.2", code=2),
     "the recipe … is not valid TOML: …": lambda d: d.build("--recipe", d.write("r.toml", b"method")),
     "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
     "--budget-mb … is too small: …": lambda d: error_of("sensitivity", "--model", d.model, "--budget-mb", 0.1),

@@ -11,8 +11,10 @@ from .common import dit_command, path_option, progress, say, tell
 
 EPILOG = """\b
 Examples:
-  dit-trt bench                              the demo and one block of Stable Audio Open's size
+  dit-trt bench                              the demo, and one block of
+                                             Stable Audio Open's size
   dit-trt bench --shape sao-block --rounds 15 --threads 2
+  dit-trt bench --shape sao-block --rows "openvino/w8a8-sq*" --rounds 30
   dit-trt bench --output results.md
 """
 
@@ -29,9 +31,14 @@ Examples:
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="All take turns so often.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of every contender (default: all cores).")
+@click.option(
+    "--rows",
+    metavar="GLOB",
+    help="Also these rows of the ablation, wildcards over <backend>/<row>, commas between them.",
+)
 @click.option("--output", metavar="FILE", help="Write the tables as Markdown here too.")
 @dit_command
-def command(shapes: tuple[str, ...], rounds: int, threads: int | None, output: str | None) -> dict:
+def command(shapes: tuple[str, ...], rounds: int, threads: int | None, rows: str | None, output: str | None) -> dict:
     """Time one step of the DiT: PyTorch, and every backend in FP32 and INT8.
 
     All compute the same step (both guidance halves) on the same inputs, one after the other, round after round; ratios
@@ -43,13 +50,18 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, output: s
 
     from ..bench import bench, check_shape, cores, machine, markdown
 
+    more = []
+    if rows is not None:
+        from ..ablation_rows import chosen_rows
+
+        more = [(row.backend, row.label, row.to_recipe()) for row in chosen_rows(rows) if row.peer is None]
     threads = threads or cores()
     for shape in shapes:
         check_shape(shape)
     tell(machine())
     reports, parts = [], [machine()]
     for shape in shapes:
-        report = bench(shape, rounds, threads, progress, say)
+        report = bench(shape, rounds, threads, progress, say, more)
         reports.append(report)
         parts.append(markdown(report))
         tell(parts[-1])

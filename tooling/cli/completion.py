@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -34,22 +36,9 @@ def _one_of(names: Callable[[], Iterable[str]]) -> Complete:
     return complete
 
 
-def _methods() -> Iterable[str]:
-    from ..recipe import METHODS
-
-    return METHODS
-
-
-def _bits() -> Iterable[str]:
-    from ..recipe import BITS
-
-    return BITS
-
-
-def _cfg_pairs() -> Iterable[str]:
-    from ..recipe import CFG_PAIRS
-
-    return CFG_PAIRS
+def _of_recipe(names: Callable[[ModuleType], Iterable[str]]) -> Complete:
+    """Names that the recipe module has, which is loaded when they are asked for."""
+    return _one_of(lambda: names(import_module("..recipe", __package__)))
 
 
 def _backends() -> Iterable[str]:
@@ -64,8 +53,23 @@ def _samplers() -> Iterable[str]:
     return SAMPLERS
 
 
-methods, bits_names, backends, samplers = map(_one_of, (_methods, _bits, _backends, _samplers))
-cfg_pairs = _one_of(_cfg_pairs)
+def bits_for(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What stands behind the last `=`; the pattern is the user's."""
+    from ..recipe import LAYER_BITS
+
+    pattern, equals, begun = incomplete.rpartition("=")
+    return [CompletionItem(f"{pattern}={bits}") for bits in LAYER_BITS if equals and bits.startswith(begun)]
+
+
+methods = _of_recipe(lambda recipe: recipe.METHODS)
+bits_names = _of_recipe(lambda recipe: recipe.BITS)
+cfg_pairs = _of_recipe(lambda recipe: recipe.CFG_PAIRS)
+lora_forms = _of_recipe(lambda recipe: recipe.LORA_FORMS)
+w4_forms = _of_recipe(lambda recipe: recipe.W4)
+roundings = _of_recipe(lambda recipe: recipe.ROUNDINGS)
+sqd_weights = _one_of(lambda: ("shared", "requantize", "grouped:"))
+alphas, group_sizes = _one_of(lambda: ["auto"]), _one_of(lambda: ["channel"])
+backends, samplers = _one_of(_backends), _one_of(_samplers)
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

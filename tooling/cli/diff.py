@@ -11,6 +11,7 @@ from .common import UsageError, dit_command, progress, say, tell, usage
 from .completion import bundles
 
 if TYPE_CHECKING:
+    from ...engines.bundle import Bundle
     from ..diff import Difference
 
 EPILOG = """\b
@@ -29,7 +30,7 @@ Examples:
     shell_complete=bundles,
     help="Reference bundle (default: FP32 of the same checkpoint).",
 )
-@click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.95 for w8a8).")
+@click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.95 for w8a8, 0.92 for w4a8).")
 @click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
 @click.option("--steps", default=100, show_default=True, help="Sampling steps.")
 @click.option("--cfg", default=7.0, show_default=True, help="Classifier-free guidance scale.")
@@ -56,7 +57,7 @@ def command(
         raise UsageError(f"--min-cosine {min_cosine} is outside -1..1")
     found = find_bundle(bundle, quantized=True)
 
-    from ..diff import MIN_COSINE, compare
+    from ..diff import compare
 
     if against is not None:
         reference = find_bundle(against).verify()
@@ -69,7 +70,7 @@ def command(
         if checkpoint.digest != found.manifest["model"]["digest"]:
             raise UserError(f"the model at {source} has changed since {found.folder.name} was built; build it again")
         reference = reference_bundle(checkpoint, found.backend, say)
-    bar = MIN_COSINE[found.manifest["recipe"]["bits"]] if min_cosine is None else min_cosine
+    bar = _default_bar(found) if min_cosine is None else min_cosine
     folder = home() / "diff" / found.folder.name
     say(f"comparing {found.folder.name} with {reference.folder.name}")
     with progress("comparing", 5 * num_prompts * steps) as done:
@@ -92,6 +93,14 @@ def command(
         "bundle": str(found.folder),
         "reference": str(reference.folder),
     }
+
+
+def _default_bar(bundle: Bundle) -> float:
+    """By the recipe's bits; a bundle with any 4-bit Linear has the bar of 4 bits."""
+    from ..diff import MIN_COSINE
+
+    four = any(layer["bits"] == "w4a8" for layer in bundle.manifest["layers"])
+    return MIN_COSINE["w4a8" if four else bundle.manifest["recipe"]["bits"]]
 
 
 def _print(result: Difference) -> None:

@@ -16,16 +16,21 @@ if TYPE_CHECKING:
 
 def show_plan(plan: BuildPlan, options: CalibrationOptions) -> dict:
     """Show the plan by kind of Linear and by part; returns the object for --json."""
-    show_table([("Linear", "in", "out", "count", "bits", "FP32 bytes", "bytes"), *_by_kind(plan.layers)])
-    before, after = sum(layer.float_bytes for layer in plan.layers), sum(layer.bytes for layer in plan.layers)
-    show(f"\n{plan.linears} of {len(plan.layers)} Linears in {plan.recipe.bits}: {before:,} -> {after:,} bytes\n")
+    head = ("Linear", "in", "out", "count", "bits", "FP32 bytes", "bytes", "branch")
+    width = len(head) if any(layer.branch_bytes for layer in plan.layers) else len(head) - 1
+    show_table([row[:width] for row in (head, *_by_kind(plan.layers))])
+    before = sum(layer.float_bytes for layer in plan.layers)
+    after = sum(layer.bytes + layer.branch_bytes for layer in plan.layers)
+    bits = " and ".join(dict.fromkeys(layer.bits for layer in plan.layers if layer.bits != "fp32")) or "integers"
+    show(f"\n{plan.linears} of {len(plan.layers)} Linears in {bits}: {before:,} -> {after:,} bytes\n")
     show_table([("part", "bytes, about"), *plan.parts.items()])
-    show(f"\nbundle  {megabytes(plan.size_bytes)} (FP32: {megabytes(plan.float_size_bytes)}), within 1 %")
+    show(f"\nbundle  {megabytes(plan.size_bytes)} (FP32: {megabytes(plan.float_size_bytes)}), within 2 %")
     show(f"        {plan.bundle or 'its name is known once the calibration has run'}")
     if plan.table is not None:
         run = f"will run, {len(options.chosen())} prompts x {options.steps} steps"
         origins = {"shipped": "the table shipped with the checkpoint", "cache": "a table from the cache", "to run": run}
-        show(f"calibration  {origins[plan.table]}")
+        lacks = f"; the table at hand lacks {plan.table.lacks}" if plan.table.lacks else ""
+        show(f"calibration  {origins[plan.table.origin]}{lacks}")
     show("nothing was written (--dry-run)")
     return {
         "dry_run": True,
@@ -38,7 +43,7 @@ def show_plan(plan: BuildPlan, options: CalibrationOptions) -> dict:
         "float_size_bytes": plan.float_size_bytes,
         "calibration": None
         if plan.table is None
-        else {"table": plan.table, "prompts": len(options.chosen()), "steps": options.steps},
+        else {"table": plan.table.origin, "prompts": len(options.chosen()), "steps": options.steps},
         "layers": [asdict(layer) for layer in plan.layers],
     }
 
@@ -54,6 +59,6 @@ def _by_kind(layers: Iterable[Layer]) -> list[tuple]:
     rows = []
     for (_, bits, width, height), group in groupby(sorted(layers, key=key), key=key):
         same = list(group)
-        sums = sum(layer.float_bytes for layer in same), sum(layer.bytes for layer in same)
+        sums = [sum(getattr(layer, field) for layer in same) for field in ("float_bytes", "bytes", "branch_bytes")]
         rows.append((same[0].kind, width, height, len(same), bits, *sums))
     return rows

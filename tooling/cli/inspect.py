@@ -18,7 +18,7 @@ EPILOG = """\b
 Examples:
   dit-trt inspect                             the newest bundle
   dit-trt inspect BUNDLE --layers             every Linear, not every kind
-  dit-trt inspect BUNDLE --recipe > r.toml    its recipe, for build --recipe r.toml
+  dit-trt inspect BUNDLE --recipe > r.toml    its recipe, as build takes it
   dit-trt inspect --json
 """
 
@@ -66,11 +66,16 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
 
 
 def _facts(bundle: Bundle) -> list[str]:
+    from ..recipe import Recipe
+    from ..recipe_text import options_of
+
     manifest = bundle.manifest
     recipe, model, calibration, schedule = (manifest[key] for key in ("recipe", "model", "calibration", "schedule"))
     axes = f"smoothing {recipe['smoothing']}, activation range {recipe['activation_range']}"
-    alpha = f", alpha {recipe['alpha']:g}" if recipe["method"] != "none" else ""
+    alpha = f", alpha {recipe['alpha']}" if recipe["smoothing"] != "none" else ""
     chosen = [f"{key} {', '.join(recipe[key])}" for key in ("include", "exclude") if recipe[key] not in (["*"], [])]
+    if options := options_of(Recipe.from_dict(recipe)):
+        chosen.insert(0, ", ".join(options))
     calibrated = "none"
     if calibration is not None:
         used = calibration["settings"]
@@ -96,13 +101,14 @@ def _facts(bundle: Bundle) -> list[str]:
 def _table(rows: list[dict], every: bool) -> list[tuple]:
     """The Linears, or their kinds (of equal shape and bits): ranges over all blocks, and the sum of the bytes."""
     head = ("Linear", "in", "out", "count", "bits", "activation scale", "smoothing", "bytes")
+    branches = any(row["branch_bytes"] for row in rows)
     order = {kind: i for i, kind in enumerate(dict.fromkeys(row["kind"] for row in rows))}
 
     def key(row: dict) -> tuple:
         return order[row["kind"]], row["bits"], row["in_features"], row["out_features"]
 
     groups = [[row] for row in rows] if every else [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
-    table: list[tuple] = [head]
+    table: list[tuple] = [(*head, "branch") if branches else head]
     for group in groups:
         first = group[0]
         scales = [row["activation_scale"] for row in group if row["activation_scale"] is not None]
@@ -118,6 +124,7 @@ def _table(rows: list[dict], every: bool) -> list[tuple]:
                 _range(scales),
                 _range(low + high),
                 sum(row["bytes"] for row in group),
+                *([sum(row["branch_bytes"] for row in group)] if branches else []),
             )
         )
     return table

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...engines.errors import UserError
-from .build import given
 from .common import UsageError, dit_command, megabytes, path_option, progress, say, show_table, tell, usage
-from .completion import bits_names, cfg_pairs, files, methods, models
+from .completion import files, models
+from .grouped import GroupedCommand, GroupedOption
+from .recipe_options import given, recipe_options
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -27,57 +29,50 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
-@click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    shell_complete=models,
-    help="demo, or a folder in stable-audio-tools' layout.",
-)
-@click.option("--recipe", "file", metavar="FILE", shell_complete=files, help="Read the recipe from a TOML file.")
-@click.option("--method", default="sqs", show_default=True, shell_complete=methods, help="sqs, sqd or sqt.")
-@click.option("--bits", default="w8a8", show_default=True, shell_complete=bits_names, help="w8a8 or w4a8.")
-@click.option("--alpha", metavar="A", default="0.95", show_default=True, help="Smoothing strength, 0..1, or auto.")
-@click.option("--cfg-pair", default="halves", show_default=True, shell_complete=cfg_pairs, help="halves or difference.")
-@click.option(
+option = partial(click.option, cls=GroupedOption, group="Sensitivity")
+choice = partial(click.option, cls=GroupedOption, group="What to make of it")
+
+
+@click.command(epilog=EPILOG, cls=GroupedCommand)
+@option("--model", metavar="M", default="demo", show_default=True, shell_complete=models, help="demo or a folder.")
+@option(
     "--by",
     type=click.Choice(["layer", "kind", "block"]),
     default="layer",
     show_default=True,
     help="What is quantized alone.",
 )
-@click.option("--prompts", type=click.IntRange(1), default=3, show_default=True, help="How many held-out prompts.")
-@click.option(
+@option("--prompts", metavar="N", type=click.IntRange(1), default=3, show_default=True, help="Held-out prompts.")
+@option(
     "--steps-sampled",
+    metavar="N",
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="At how many of the 100 steps, from the first to the last.",
+    help="Of 100 steps, first to last.",
 )
-@click.option("--top", type=click.IntRange(1), help="Leave the N worst in float.")
-@click.option("--exclude-above", type=click.FloatRange(0), help="Leave those in float whose relative error is above.")
-@click.option(
+@option("--plot", metavar="FILE", shell_complete=files, help="Draw the errors: .png or .svg.")
+@option("--recalibrate", is_flag=True, help="Use no shipped or cached table.")
+@choice("--top", metavar="N", type=click.IntRange(1), help="Leave the N worst in float.")
+@choice("--exclude-above", metavar="X", type=click.FloatRange(0), help="Leave relative errors above X in float.")
+@choice(
     "--budget-mb",
+    metavar="MB",
     type=click.FloatRange(0, min_open=True),
-    help="Choose bits: the least error in so many MB (10^6 bytes) of the DiT's weights.",
+    help="Choose bits: least error in so many MB of DiT weights.",
 )
-@click.option(
+@choice(
     "--target-cosine",
+    metavar="X",
     type=click.FloatRange(0, 1),
-    help="Choose bits: the fewest bytes with this worst-step cosine.",
+    help="Choose bits: fewest bytes with this worst-step cosine.",
 )
-@click.option("--output", metavar="FILE", shell_complete=files, help="Write the recipe that comes of it, for build.")
-@click.option("--plot", metavar="FILE", shell_complete=files, help="Draw the errors: .png or .svg.")
-@click.option("--recalibrate", is_flag=True, help="Calibrate afresh instead of using a shipped or cached table.")
+@choice("--output", metavar="FILE", shell_complete=files, help="Write the recipe that comes of it, for build.")
+@recipe_options
 @dit_command
 def command(
     model: str,
     file: str | None,
-    method: str,
-    bits: str,
-    alpha: str,
-    cfg_pair: str,
     by: str,
     prompts: int,
     steps_sampled: int,
@@ -88,6 +83,7 @@ def command(
     output: str | None,
     plot: str | None,
     recalibrate: bool,
+    **recipe_fields: Any,
 ) -> dict:
     """Rank Linears by the error that quantizing each alone causes.
 
@@ -110,7 +106,7 @@ def command(
     if prompts > len(texts):
         raise UsageError(f"--prompts {prompts} is outside 1..{len(texts)}")
     values = {} if file is None else read_recipe(expanded(file))
-    values |= given(method=method, bits=bits, alpha=_number(alpha), cfg_pair=cfg_pair)
+    values |= given(**recipe_fields)
     with usage():
         recipe = _recipe(values)
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
@@ -143,13 +139,6 @@ def command(
     if target is not None:
         _write(target, found.recipe)
     return {**found.to_dict(), "recipe_file": None if target is None else str(target)}
-
-
-def _number(alpha: str) -> float | str:
-    try:
-        return float(alpha)
-    except ValueError:
-        return alpha  # auto, or what the recipe will not take
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
