@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  dit-trt sensitivity                             every Linear of sqs w8a8, the worst first
+  dit-trt sensitivity                    every Linear, the worst first
   dit-trt sensitivity --by kind --plot kinds.svg
-  dit-trt sensitivity --top 5 --output recipe.toml           leave the worst five in float,
-  dit-trt build --recipe recipe.toml                         and build that
+  dit-trt sensitivity --top 5 --output recipe.toml
+  dit-trt build --recipe recipe.toml     with the worst five in float
   dit-trt sensitivity --method sqt --budget-mb 6 --output mixed.toml
-  dit-trt sensitivity --recipe recipe.toml --target-cosine 0.99 --output mixed.toml
+  dit-trt sensitivity --by kind --target-cosine 0.98 --output mixed.toml
 """
-
 
 option = partial(click.option, cls=GroupedOption, group="Sensitivity")
 choice = partial(click.option, cls=GroupedOption, group="What to make of it")
