@@ -23,8 +23,8 @@ from dit_trt.exporters.float_graphs import ConditioningGraph, export_topologies
 from dit_trt.exporters.linears import DIT_PREFIX, Linear
 from dit_trt.exporters.qdq import Written, write_graph
 from dit_trt.exporters.quantized import Activation, LowRank, QuantizedLinear, Slot, Weight
-from dit_trt.tooling.build import folded_weights
-from dit_trt.tooling.smoothing import Smoothing, fold, smoothing_factor
+from dit_trt.tooling.smoothing import Smoothing, fold, smoothing_factor, smoothing_factors
+from dit_trt.tooling.write_graphs import folded_weights
 
 Float = NDArray[np.float32]
 PROMPT_INPUTS = ("prompt_embeds", "seconds_start", "seconds_total", "keep", "t")
@@ -196,7 +196,9 @@ def handmade(
         return np.abs(checkpoint.tensor(linear.key())).max(axis=0)
 
     folded = [linear for linear in checkpoint.linears if chosen[linear.name] in ("static", "step", "token")]
-    smoothing = fold(checkpoint.linears, folded, checkpoint.sizes.dit, absmax, absmax_w, 0.5)
+    alphas = dict.fromkeys((linear.name for linear in folded), 0.5)
+    factors = smoothing_factors(folded, checkpoint.sizes.dit, absmax, absmax_w, alphas)
+    smoothing = fold(factors, checkpoint.linears, checkpoint.sizes.dit)
     model = Handmade(checkpoint, smoothing, {})
     for linear in checkpoint.linears:
         kind = chosen[linear.name]

@@ -28,8 +28,8 @@ from dit_trt.exporters.qdq import Written
 from dit_trt.exporters.step_slots import INPUT
 from dit_trt.runtime.pipeline import graph_shapes
 from dit_trt.tooling.build import bundle_sizes
+from dit_trt.tooling.tables import Calibration
 
-Table = Mapping[str, NDArray[np.float32]]
 RANK, COARSE = 16, 7  # a branch beside weights of 4 bits: large enough to be seen in the wrong place
 # Engines add in float32, and now and then a value on a rounding edge goes the other way: that changes a few tokens by
 # much more than the others, which are compared by their median.
@@ -105,9 +105,9 @@ def agree(found: NDArray, expected: NDArray) -> bool:
 @pytest.mark.parametrize("rank", [0, RANK])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_engines_velocity_is_the_formulas_and_all_of_it_is_int8(
-    run: Run, tiny_table: Table, tmp_path: Path, kind: str, rank: int, backend: str
+    run: Run, tiny_table: Calibration, tmp_path: Path, kind: str, rank: int, backend: str
 ) -> None:
-    model = handmade(run.checkpoint, tiny_table, kind, rank, levels=COARSE if rank else 127)
+    model = handmade(run.checkpoint, tiny_table.absmax, kind, rank, levels=COARSE if rank else 127)
     for step in (1, 6) if (kind, rank) == ("requantize", 0) else (6,):
         found, engines = velocity(run, model, tmp_path, backend, step)
         assert agree(found, model.velocity(run.prompt, run.x, step))
@@ -137,9 +137,9 @@ MIXTURES = {
 
 
 @pytest.mark.parametrize(("name", "backend"), list(zip(MIXTURES, itertools.cycle(BACKENDS))))
-def test_any_kind_beside_any_other(run: Run, tiny_table: Table, tmp_path: Path, name: str, backend: str) -> None:
+def test_any_kind_beside_any_other(run: Run, tiny_table: Calibration, tmp_path: Path, name: str, backend: str) -> None:
     kinds = MIXTURES[name]
-    model = handmade(run.checkpoint, tiny_table, lambda linear: kinds.get(linear.kind), RANK, COARSE)
+    model = handmade(run.checkpoint, tiny_table.absmax, lambda linear: kinds.get(linear.kind), RANK, COARSE)
     found, engines = velocity(run, model, tmp_path, backend, 6)
     assert agree(found, model.velocity(run.prompt, run.x, 6))
     matmuls = matmul_names(tmp_path / "step.onnx") | matmul_names(tmp_path / "conditioning.onnx")
@@ -147,22 +147,22 @@ def test_any_kind_beside_any_other(run: Run, tiny_table: Table, tmp_path: Path, 
     assert found_int8 == {base(row.linear, part) for row in model.rows.values() for part in row.linear.parts}
 
 
-def test_a_branch_makes_up_for_coarse_weights(run: Run, tiny_table: Table, tmp_path: Path) -> None:
-    exact = Handmade(run.checkpoint, handmade(run.checkpoint, tiny_table, "token").smoothing, {})
+def test_a_branch_makes_up_for_coarse_weights(run: Run, tiny_table: Calibration, tmp_path: Path) -> None:
+    exact = Handmade(run.checkpoint, handmade(run.checkpoint, tiny_table.absmax, "token").smoothing, {})
     expected = exact.velocity(run.prompt, run.x, 6)
     errors = []
     for rank in (0, RANK):
-        model = handmade(run.checkpoint, tiny_table, "token", rank, levels=COARSE)
+        model = handmade(run.checkpoint, tiny_table.absmax, "token", rank, levels=COARSE)
         errors.append(miss(velocity(run, model, tmp_path / str(rank), "openvino", 6)[0], expected))
     assert errors[1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_branch_in_bfloat16_adds_little_and_costs_no_int8(
-    run: Run, tiny_table: Table, tmp_path: Path, kind: str
+    run: Run, tiny_table: Calibration, tmp_path: Path, kind: str
 ) -> None:
     assert BACKENDS["openvino"].dialect.branch == "bfloat16"
-    model = handmade(run.checkpoint, tiny_table, kind, RANK, COARSE)
+    model = handmade(run.checkpoint, tiny_table.absmax, kind, RANK, COARSE)
     found, engines = velocity(run, model, tmp_path, "openvino", 6, "bfloat16")
     expected = model.velocity(run.prompt, run.x, 6)
     rounding = token_miss(found, Handmade(run.checkpoint, model.smoothing, {}).velocity(run.prompt, run.x, 6))
@@ -172,10 +172,10 @@ def test_a_branch_in_bfloat16_adds_little_and_costs_no_int8(
 
 @pytest.mark.parametrize("kind", ["step", "token", "requantize"])
 def test_a_branch_on_the_other_side_of_the_factor_would_be_seen(
-    run: Run, tiny_table: Table, tmp_path: Path, kind: str
+    run: Run, tiny_table: Calibration, tmp_path: Path, kind: str
 ) -> None:
     """The proof above fails if the branch moves: for one Linear of one block, moved here."""
-    model = handmade(run.checkpoint, tiny_table, kind, RANK, levels=COARSE)
+    model = handmade(run.checkpoint, tiny_table.absmax, kind, RANK, levels=COARSE)
     written = model.write(tmp_path)
     matmul = "model.model.transformer.layers.0.ff.ff.2"
     graph = onnx.load(tmp_path / "step.onnx", load_external_data=False)
@@ -207,10 +207,10 @@ def following(graph: onnx.GraphProto, matmul: str) -> list[onnx.NodeProto]:
 @pytest.mark.parametrize("rank", [0, RANK])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_linears_integers_are_its_formulas(
-    run: Run, tiny_table: Table, tmp_path: Path, kind: str, rank: int
+    run: Run, tiny_table: Calibration, tmp_path: Path, kind: str, rank: int
 ) -> None:
     """Bit for bit from the float tensor that is rounded; sums and factors as float32 allows."""
-    model, step = handmade(run.checkpoint, tiny_table, kind, rank), 6
+    model, step = handmade(run.checkpoint, tiny_table.absmax, kind, rank), 6
     written = model.write(tmp_path)
     graph = onnx.load(tmp_path / "step.onnx")
     conditioning = onnxruntime.InferenceSession(tmp_path / "conditioning.onnx", providers=["CPUExecutionProvider"])

@@ -83,6 +83,22 @@ RECIPES = {
     "alpha auto": Recipe(alpha="auto"),
     "clip": Recipe(clip=True),
     "mixed": Recipe(bits_for=(("ff.ff.2", "float"), ("*.1.ff.ff.2", "w8a8"))),
+    "sqd": Recipe("sqd"),
+    "sqd by exclusion": Recipe("sqd", exclude=("self_attn.to_qkv", "ff.ff.0.proj")),
+    "requantize": Recipe("sqd", sqd_weights="requantize"),
+    "requantize, low rank": Recipe("sqd", sqd_weights="requantize", lora_rank=8),
+    "grouped": Recipe("sqd", sqd_weights="grouped:3", lora_rank=8),
+    "sqt": Recipe("sqt", lora_rank=200),
+    "pair, static": Recipe(cfg_pair="difference"),
+    "pair, step": Recipe("sqd", cfg_pair="difference"),
+    "pair, token": Recipe("sqt", cfg_pair="difference"),
+    "4 bits": Recipe(bits="w4a8"),
+    "4 bits, a channel": Recipe(bits="w4a8", group_size=0),
+    "4 bits, step": Recipe("sqd", bits="w4a8", group_size=16),
+    "4 bits, memory": Recipe("sqt", bits="w4a8", w4="memory"),
+    "4 bits, mixed": Recipe(
+        "sqt", "w4a8", bits_for=(("ff.ff.2", "w8a8"), ("*.0.ff.ff.0.proj", "float")), lora_rank=200
+    ),
 }
 
 
