@@ -32,8 +32,9 @@ _STRUCTURE = {
 }
 _AUTOENCODER_STRUCTURE = 430  # of an autoencoder's graphs, for every weight
 # What a recipe adds to that, for every MatMul, and for every tensor that is quantized.
-_FOUR_BITS = {"expanded": 880, "memory": -300}
+_FOUR_BITS = {"expanded": 880, "memory": -575}
 _STEP, _REQUANTIZED, _DIFFERENCE = 230, 1450, 800
+_DIFFERENCE_TENSOR = {"static": 1435, "step": 1840, "token": 585}
 _TOKEN, _TOKEN_TENSOR = 240, 1860
 _BRANCH, _BRANCH_TENSOR, _REQUANTIZED_BRANCH = 1400, 590, 700
 # Names in a file of scales: of every table, and of every slot.
@@ -96,17 +97,22 @@ def _structure(checkpoint: Checkpoint, recipe: Recipe, graph: str, weights: dict
         return _AUTOENCODER_STRUCTURE * len(weights)
     fixed, per_block, per_matmul = _STRUCTURE[graph]
     size = fixed + per_block * checkpoint.sizes.dit.depth
-    token, branch, in_step = recipe.activation_range == "token", bool(recipe.lora_rank), graph == "step"
+    branch, in_step = bool(recipe.lora_rank), graph == "step"
     if in_step:
         per_matmul += _STEP * (recipe.activation_range == "step") + _DIFFERENCE * (recipe.cfg_pair == "difference")
         per_matmul += (_REQUANTIZED + _REQUANTIZED_BRANCH * branch) * recipe.requantizes
-    per_matmul += _TOKEN * token + _BRANCH * branch
+    per_matmul += _BRANCH * branch
+    pair = _DIFFERENCE_TENSOR[recipe.activation_range] if in_step and recipe.cfg_pair == "difference" else 0
+    tokens = 0
     here = [linear for linear in checkpoint.linears if linear.graph == graph and recipe.bits_of(linear) != "fp32"]
     for linear in here:
-        four = _FOUR_BITS[recipe.w4] if recipe.bits_of(linear) == "w4a8" else 0
-        size += (per_matmul + four) * len(linear.parts) + _BRANCH_TENSOR * branch
+        four = recipe.bits_of(linear) == "w4a8"
+        token = recipe.activation_range == "token" and not (four and recipe.w4 == "memory")
+        own = per_matmul + _TOKEN * token + (_FOUR_BITS[recipe.w4] if four else 0)
+        size += own * len(linear.parts) + _BRANCH_TENSOR * branch + pair
+        tokens += token
     # All Linears of the conditioning graph read one tensor.
-    return size + _TOKEN_TENSOR * token * (len(here) if in_step else min(len(here), 1))
+    return size + _TOKEN_TENSOR * (tokens if in_step else min(tokens, 1))
 
 
 class _Slots:
