@@ -12,12 +12,15 @@ from .completion import bundles
 
 if TYPE_CHECKING:
     from ...engines.bundle import Bundle
+    from ...exporters.checkpoint import Checkpoint
+    from ...runtime.pipeline import Settings
     from ..diff import Difference
 
 EPILOG = """\b
 Examples:
   dit-trt diff                                the newest quantized bundle
   dit-trt diff BUNDLE --against OTHER         any two bundles of one model
+  dit-trt diff --simulate                     is it the method's loss or the engine's?
   dit-trt diff --min-cosine 0.98 --json
 """
 
@@ -34,9 +37,20 @@ Examples:
 @click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
 @click.option("--steps", default=100, show_default=True, help="Sampling steps.")
 @click.option("--cfg", default=7.0, show_default=True, help="Classifier-free guidance scale.")
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help="Also simulate the recipe in torch: which loss is the method's, which the engine's.",
+)
 @dit_command
 def command(
-    bundle: str | None, against: str | None, min_cosine: float | None, num_prompts: int, steps: int, cfg: float
+    bundle: str | None,
+    against: str | None,
+    min_cosine: float | None,
+    num_prompts: int,
+    steps: int,
+    cfg: float,
+    simulate: bool,
 ) -> dict:
     """Compare a quantized bundle with FP32, step by step.
 
@@ -55,6 +69,8 @@ def command(
         raise UsageError(f"--num-prompts {num_prompts} is outside 1..{len(prompts)}")
     if min_cosine is not None and not -1 <= min_cosine <= 1:
         raise UsageError(f"--min-cosine {min_cosine} is outside -1..1")
+    if simulate and against is not None:
+        raise UsageError("--simulate compares with FP32 of the same checkpoint; leave out --against")
     found = find_bundle(bundle, quantized=True)
 
     from ..diff import compare
@@ -82,7 +98,9 @@ def command(
     tell("the worst step of the first prompt again, with Polygraphy and the package onnxruntime alone:")
     for line in result.polygraphy_commands:
         tell("  " + line)
+    simulated = _simulated(found, reference, checkpoint, prompts[:num_prompts], settings) if simulate else {}
     return {
+        **simulated,
         "passed": passed,
         "worst_step_cosine": result.worst_step_cosine,
         "worst_step": result.worst_step,
@@ -92,6 +110,23 @@ def command(
         "min_cosine": bar,
         "bundle": str(found.folder),
         "reference": str(reference.folder),
+    }
+
+
+def _simulated(
+    bundle: Bundle, reference: Bundle, checkpoint: Checkpoint, prompts: list[str], settings: Settings
+) -> dict[str, float]:
+    from ..engine_loss import engine_loss
+
+    with progress("simulating", 3 * len(prompts) * settings.steps) as done:
+        loss = engine_loss(bundle, reference, checkpoint, prompts, settings, done)
+    worst, method, engine = loss.method_cosine.mean(axis=0).min(), loss.method_error.mean(), loss.engine_error.mean()
+    tell(f"simulated     worst_step_cosine {worst:.4f}, mean relative error {method:.4f}: the method's own loss")
+    tell(f"the engine strays from the simulation by {engine:.4f} on the mean: the engine's")
+    return {
+        "simulated_worst_step_cosine": float(worst),
+        "simulated_mean_relative_error": float(method),
+        "engine_to_simulation_mean_relative_error": float(engine),
     }
 
 
