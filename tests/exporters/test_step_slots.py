@@ -16,6 +16,7 @@ from dit_trt.exporters.data_file import DataFile
 from dit_trt.exporters.quantized import Slot
 from dit_trt.exporters.rewriting import Rewriting
 from dit_trt.exporters.step_slots import INPUT, StepSlots, scaled, times
+from dit_trt.tooling.tables import Calibration
 
 
 def test_the_product_of_two_slots() -> None:
@@ -52,17 +53,17 @@ def test_the_pieces_are_the_input_cut_in_order(tmp_path: Path, widths: list[int]
         np.testing.assert_array_equal(piece, expected)
 
 
-def test_nothing_that_depends_on_the_step_is_no_input(tiny: Path, tiny_table: dict, tmp_path: Path) -> None:
+def test_nothing_that_depends_on_the_step_is_no_input(tiny: Path, tiny_table: Calibration, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(str(tiny))
     for kind in ("static", "token"):
-        written = handmade(checkpoint, tiny_table, kind).write(tmp_path)
+        written = handmade(checkpoint, tiny_table.absmax, kind).write(tmp_path)
         assert written["step"].slots == ()
         assert INPUT not in {value.name for value in onnx.load(tmp_path / "step.onnx").graph.input}
 
 
-def test_one_range_a_step_costs_these_slots(tiny: Path, tiny_table: dict, tmp_path: Path) -> None:
+def test_one_range_a_step_costs_these_slots(tiny: Path, tiny_table: Calibration, tmp_path: Path) -> None:
     """Gains and the value bias in the place of weights, one scalar for whoever shares a factor, f of V and of ff.2."""
-    written = handmade(Checkpoint.open(str(tiny)), tiny_table, "step").write(tmp_path)
+    written = handmade(Checkpoint.open(str(tiny)), tiny_table.absmax, "step").write(tmp_path)
     block = "transformer.layers.1."
     names = {"qkv": "self_attn.to_qkv", "out": "self_attn.to_out", "q": "cross_attn.to_q", "cross": "cross_attn.to_out"}
     names |= {"ff0": "ff.ff.0.proj", "ff2": "ff.ff.2"}

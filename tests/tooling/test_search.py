@@ -58,9 +58,9 @@ def test_alpha_goes_to_the_side_that_is_rounded() -> None:
     x, weight = layer(100)
     weight[:, 8:12] *= 50
     factor, absmax = factor_of(x, weight), np.abs(x)
-    rounded = problem(x, weight, lambda x, s, rows: static(x, float(activation_scales(absmax, s).max())))
+    inputs = problem(x, weight, lambda x, s, rows: static(x, float(activation_scales(absmax, s).max())))
     weights = problem(x, weight, lambda smoothed, s, rows: smoothed)
-    assert best(alpha_errors([rounded], factor, lambda w: w)) >= 0.8
+    assert best(alpha_errors([inputs], factor, lambda w: w)) >= 0.8
     assert best(alpha_errors([weights], factor, rounded)) <= 0.5
 
 
