@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import UserError
 from .home import sha256
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _GRAPHS = ("text.onnx", "conditioning.onnx", "step.onnx", "decoder.onnx")
 REQUIRED = frozenset({*_GRAPHS, *(f"{name}.data" for name in _GRAPHS), "scales.safetensors", "tokenizer.json"})

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from numpy.typing import NDArray
+from onnx import NodeProto
 
 from .linears import Linear
 from .quantized import QuantizedLinear, Slot
@@ -61,7 +62,7 @@ class StepFactors:
         matmuls = [self._rewriting.matmuls[item.linear.graph_name(part)][1] for part in item.linear.parts]
         x = matmuls[0].input[0]
         norm = self._rewriting.maker(x)
-        if norm is not None and norm.op_type == "LayerNormalization" and self._rewriting.readers(x) == matmuls:
+        if norm is not None and norm.op_type == "LayerNormalization" and _same(self._rewriting.readers(x), matmuls):
             for name in norm.input[1:]:
                 self._take_along(f, name)
             return
@@ -92,3 +93,8 @@ class StepFactors:
             return pieces[part]
         base = linear.graph_name(part).removesuffix(".weight")
         return self._rewriting.add("Mul", [pieces[part], self._slots.piece(input_factor(reader))], f"{base}.g")
+
+
+def _same(some: list[NodeProto], others: list[NodeProto]) -> bool:
+    """The same nodes, in whatever order."""
+    return {node.output[0] for node in some} == {node.output[0] for node in others}

@@ -72,6 +72,15 @@ def at_bits(recipe: Recipe, bits: str) -> Recipe:
     return replace(recipe, bits=base, bits_for=(*((("*", bits),) if bits != base else ()), *kept_float))
 
 
+def without_bits_for(recipe: Recipe, linears: Sequence[Linear]) -> Recipe:
+    """The recipe with its `bits_for` as excludes: the bits are chosen anew, what was in float stays there."""
+    if not recipe.bits_for:
+        return recipe
+    left_float = tuple(linear.name for linear in linears if recipe.bits_of(linear) == "fp32")
+    base = "w8a8" if recipe.requantizes else "w4a8"
+    return replace(recipe, bits=base, bits_for=(), exclude=(*recipe.exclude, *left_float))
+
+
 def options(
     recipe: Recipe, parts: Sequence[Part], errors: Mapping[str, Sequence[Error]]
 ) -> dict[str, tuple[Choice, ...]]:

@@ -20,7 +20,7 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
 from ..exporters.quantized import Activation, LowRank, QuantizedLinear, Weight
 from .gptq import gptq, hessian
-from .low_rank import residual, svdquant
+from .low_rank import product, residual, svdquant
 from .ranges import choose_alphas, clip_factor
 from .recipe import Recipe
 from .smoothing import Smoothing, activation_scales, fold, smoothing_factor, smoothing_factors
@@ -77,6 +77,7 @@ def quantize_model(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibrat
     all. Raises UserError when the calibration lacks what the recipe needs.
     """
     chosen = recipe.chosen(checkpoint.linears)
+    check_groups(recipe, len(calibration.sigmas))
     missing = [linear.name for linear in chosen if linear.name not in calibration.absmax]
     if missing:
         raise UserError(f"the calibration table lacks {missing[0]}; calibrate again with --recalibrate")
@@ -86,6 +87,12 @@ def quantize_model(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibrat
         _quantize_range(checkpoint, recipe, chosen, calibration, alphas, slice(first, last))
         for first, last in pairwise(bounds)
     ]
+
+
+def check_groups(recipe: Recipe, steps: int) -> None:
+    """Raises UserError when SQD `grouped` has more ranges than there are calibrated steps."""
+    if (recipe.groups or 0) > steps:
+        raise UserError(f"sqd_weights {recipe.sqd_weights} needs {recipe.groups} calibrated steps, not {steps}")
 
 
 def _quantize_range(
@@ -126,9 +133,8 @@ def _quantize_range(
         if recipe.cfg_pair == "difference" and linear.graph == "step" and recipe.activation_range != "token":
             of_difference = activation_scales(_difference(calibration, name)[steps], s_of_range)
         if recipe.clip and recipe.activation_range != "token":
-            weight, _ = integers()
-            factor = clip_factor(recipe, linear, calibration, s, integers.smoothed(), dequantize_weight(weight))
-            delta, of_difference = delta * factor, None if of_difference is None else of_difference * factor
+            # Of a pair, u alone: the error of its difference, which guidance multiplies, is not that of the rows here.
+            delta = delta * integers.clip_factor(delta, _steps_of(linear, steps))
         activation, more = _range(recipe, linear, delta, of_difference, name in by_step)
         tables |= more
         linears[name] = Quantized(linear, s, activation, integers, recipe.lora_rank, name in by_step)
@@ -198,13 +204,25 @@ class Integers:
         quantize = partial(self._compensated, moment) if compensated else partial(self._nearest, moment)
         if not recipe.lora_rank:
             return quantize(smoothed), None
-        root = np.linalg.cholesky(moment).astype(np.float32) if compensated and moment is not None else None
+        root = None
+        if compensated and moment is not None and np.trace(moment) > 0:
+            root = np.linalg.cholesky(moment).astype(np.float32)
         if recipe.lora_form == "residual":
             weight = quantize(smoothed)
             return weight, residual(smoothed, weight, recipe.lora_rank, root)
         draft, rounds = partial(self._nearest, moment), 4 if compensated else 0
         branch, weight = svdquant(smoothed, recipe.lora_rank, quantize, root, rounds, draft)
         return weight, branch
+
+    def clip_factor(self, delta: Float, steps: slice) -> float:
+        """By what the ranges delta [steps of the slice] are best multiplied, judged by the rows of these steps."""
+        weight, branch = self()
+        wanted = self.smoothed() if branch is None else self.smoothed() - product(branch)
+        rows, of_step = self._calibration.rows[self._linear.name]
+        first = steps.start or 0
+        here = (of_step >= first) & (of_step < first + len(delta))
+        own = rows[here] / self._s, of_step[here] - first
+        return clip_factor(self._recipe, self._linear, own, delta, wanted, dequantize_weight(weight))
 
     @property
     def _group(self) -> int:
@@ -252,7 +270,8 @@ def _exported(item: Quantized, rows: Float | None, kept: _Kept) -> QuantizedLine
         assert branch is not None
         a = branch.a / item.s[:, None] if item.by_step else branch.a
         b = branch.b if rows is None else branch.b * rows
-        return LowRank(a.astype(np.float16), b.astype(np.float16))
+        most = float(np.finfo(np.float16).max)
+        return LowRank(*(np.clip(side, -most, most).astype(np.float16) for side in (a, b)))
 
     branch = low_rank if item.rank else None
     return QuantizedLinear(linear, item.activation, weight, branch, item.s if item.by_step else None)

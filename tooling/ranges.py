@@ -75,13 +75,23 @@ def rounded_rows(
 
 
 def clip_factor(
-    recipe: Recipe, linear: Linear, calibration: Calibration, s: Float, smoothed_weight: Float, stored: Float
+    recipe: Recipe,
+    linear: Linear,
+    rows: tuple[Float, NDArray[np.int64]],
+    delta: Float,
+    wanted: Float,
+    stored: Float,
 ) -> float:
-    """By what the activation range of a Linear is best multiplied. stored: what the integers of s W stand for."""
-    rows, steps = calibration.rows[linear.name]
-    delta = activation_scales(calibration.absmax[linear.name], s)
+    """By what a Linear's activation range is best multiplied: least error of X^ wanted^T against Q(X^) stored^T.
 
-    def activation(smoothed: Float, factor: float) -> Float:
-        return rounded_rows(recipe, linear, smoothed, delta, steps, factor)
+    rows: X^ = X / s [n, in] and, for each, which of `delta` [steps] is its own; wanted, stored: the float weight
+    [out, in] and what its integers stand for, both of s W less the low-rank branch.
+    """
+    smoothed, steps = rows
+    if not len(smoothed):
+        return 1.0
 
-    return best(clip_errors([(rows / s, smoothed_weight, stored)], activation))
+    def activation(x: Float, factor: float) -> Float:
+        return rounded_rows(recipe, linear, x, delta, steps, factor)
+
+    return best(clip_errors([(smoothed, wanted, stored)], activation))

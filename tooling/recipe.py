@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
+from math import gcd
 
 from ..engines.errors import UserError
 from ..exporters.linears import Linear
@@ -20,6 +21,7 @@ ROUNDINGS = ("nearest", "gptq")
 CFG_PAIRS = ("halves", "difference")
 LORA_FORMS = ("svdquant", "residual")
 MAX_GROUPS = 16
+MIN_GROUP = 16
 MAX_RANK = 1024
 
 
@@ -115,6 +117,8 @@ class Recipe:
             yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
         if self.clip and self.method == "sqt" and not four:
             yield "clip has nothing to do: sqt takes every token's own range, and 8-bit weights gain nothing"
+        if self.requantizes and self.clip:
+            yield "clip is not for sqd_weights requantize, whose ranges follow its own smoothing"
         if self.requantizes and not self.smooth:
             yield "sqd_weights requantize is a smoothing for every step: it cannot be without"
 
@@ -165,9 +169,20 @@ class Recipe:
                 kinds = ", ".join(dict.fromkeys(linear.kind for linear in linears))
                 raise UserError(f"the pattern {pattern!r} matches no Linear; kinds: {kinds}")
         chosen = [linear for linear in linears if self.bits_of(linear) != "fp32"]
+        self._check_groups(chosen)
         if not chosen:
             raise UserError("--include and --exclude leave nothing to quantize; for FP32 use --method none")
         return chosen
+
+    def _check_groups(self, chosen: Iterable[Linear]) -> None:
+        """A group that shares few divisors with a width would become tiny, and its scales larger than the weight."""
+        for linear in chosen:
+            group = gcd(linear.in_features, self.group_size)
+            if self.bits_of(linear) == "w4a8" and group < MIN_GROUP:
+                raise UserError(
+                    f"group_size {self.group_size} leaves groups of {group} in {linear.name}, whose width is "
+                    f"{linear.in_features}; give a divisor of it, 64 for most models, or channel"
+                )
 
     def to_dict(self) -> dict:
         return {**asdict(self), "smoothing": self.smoothing, "activation_range": self.activation_range}

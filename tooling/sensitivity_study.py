@@ -24,6 +24,7 @@ from .allocate import (
     reach,
     rest_bytes,
     within,
+    without_bits_for,
 )
 from .quantize import quantize_model
 from .recipe import Recipe
@@ -154,7 +155,7 @@ class Study:
         """Calibration and trajectories, once."""
         if self._probe is None:
             backend = choose_backend("auto")
-            table = calibration_table(self.checkpoint, backend, self._options, self._watch, self._say)
+            table = calibration_table(self.checkpoint, backend, self._options, self._watch, self._say, self.recipe)
             self._calibration = load_calibration(table, self.checkpoint, self.recipe.needs_rows)
             reference = reference_bundle(self.checkpoint, backend, self._say)
             calls = len(self._prompts) * self._settings.steps
@@ -194,6 +195,7 @@ class Study:
 
         Raises UserError when there are no such bits.
         """
+        self.recipe = without_bits_for(self.recipe, self.checkpoint.linears)
         least, most = self._least_and_most()
         if budget is not None:
             self._check_budget(budget, least, most)

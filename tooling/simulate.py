@@ -44,9 +44,11 @@ def fake_quantize(x: Tensor, scale: Tensor | float, levels: int = 127) -> Tensor
 
 
 def _engine_group(weight: Weight) -> int:
-    """Channels that OpenVINO gives a range of their own: the largest of its groups that a weight's group holds."""
-    width = weight.integers.shape[1] // (weight.scale.shape[1] if weight.scale.ndim == 2 else 1)
-    return next((group for group in (128, 64, 32, 16) if width % group == 0), width)
+    """About OpenVINO's choice of channels that share a range, which is one for a whole graph: see openvino_int4."""
+    width = weight.integers.shape[1]
+    if weight.scale.ndim == 1:
+        return min(128, width)
+    return next((group for group in (128, 64, 32, 16) if width // weight.scale.shape[1] % group == 0), width)
 
 
 class SimulatedLinear(nn.Module):
@@ -102,9 +104,11 @@ class SimulatedLinear(nn.Module):
                 absmax = smoothed.abs().amax(-1, keepdim=True)
                 return fake_quantize(smoothed, (absmax / 127).clamp_min(activation.scale))
             case "engine":  # every token and group of channels by itself
-                groups = smoothed.unflatten(-1, (-1, self._group))
+                width = smoothed.shape[-1]
+                padded = nn.functional.pad(smoothed, (0, -width % self._group))
+                groups = padded.unflatten(-1, (-1, self._group))
                 absmax = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-                return fake_quantize(groups, absmax / 127).flatten(-2)
+                return fake_quantize(groups, absmax / 127).flatten(-2)[..., :width]
 
 
 class StepChannelLinear(SimulatedLinear):

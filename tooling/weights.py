@@ -107,9 +107,3 @@ def quantize(x: Float, scale: Float | np.float32) -> NDArray[np.int8]:
 
 def dequantize(q: NDArray[np.int8], scale: Float | np.float32) -> Float:
     return q.astype(np.float32) * scale
-
-
-def quantized_linear(x: Float, x_scale: np.float32, weight: NDArray[np.int8], w_scale: Float) -> Float:
-    """The integer GEMM a W8A8 engine computes: x [..., in] -> [..., out], accumulated in int32."""
-    accumulator = quantize(x, x_scale).astype(np.int32) @ weight.T.astype(np.int32)
-    return accumulator.astype(np.float32) * (x_scale * w_scale)

@@ -19,6 +19,7 @@ from ..exporters.float_graphs import GRAPH_FORMAT
 from ..runtime.pipeline import Settings
 from .build import Built, build_bundle
 from .calibrate import Plan, calibrate
+from .quantize import check_groups
 from .recipe import Recipe
 from .tables import shipped_table, tensor_kinds
 
@@ -129,7 +130,11 @@ class TableAtHand:
 
 
 def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions, recipe: Recipe) -> TableAtHand:
-    """Look for a table that holds all that `recipe` needs: what ships with the checkpoint, then the cache."""
+    """Look for a table that holds all that `recipe` needs: what ships with the checkpoint, then the cache.
+
+    Raises UserError when no table of so many steps could.
+    """
+    check_groups(recipe, options.steps)
     plan = options.plan(checkpoint)
     found: list[tuple[Path, str]] = []
     if options.is_default() and (shipped := shipped_table(checkpoint)) is not None:

@@ -43,12 +43,10 @@ def combinations() -> dict[str, Recipe]:
         for bits, b in BITS.items():
             for rank, r in RANKS.items():
                 for pair, p in PAIRS.items():
-                    # Not all of 108 x 2: both ranks and both codings of the pair meet every method and every bits.
-                    if (method == "requantize" and bits != "w8a8") or (rank == "-residual" and pair):
+                    # Every method x bits x rank; the pair's difference with every method and bits, and both ranks.
+                    if (method == "requantize" and bits != "w8a8") or (method == "plain" and (rank or pair)):
                         continue
-                    if (bits == "w4a8-g64" or rank) and method in ("plain", "grouped"):
-                        continue
-                    if bits == "w4a8-g64" and (rank == "-residual" or (rank and pair)):
+                    if pair and (rank == "-residual" or bits == "w4a8-g64"):
                         continue
                     found[f"{method}-{bits}{rank}{pair}"] = Recipe(**{**m, **b, **r, **p})  # type: ignore[arg-type]
     searched = {"alpha": "auto", "clip": True}

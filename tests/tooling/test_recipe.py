@@ -55,6 +55,7 @@ def test_round_trip_and_axes() -> None:
         ({"bits": "w4a8", "w4": "memory"}, "that is method sqt"),
         ({"method": "sqt", "clip": True}, "sqt takes every token's own"),
         ({"method": "sqd", "smooth": False, "sqd_weights": "requantize"}, "cannot be without"),
+        ({"method": "sqd", "clip": True, "sqd_weights": "requantize"}, "clip is not for"),
         ({"bits_for": (("ff.*", "int2"),)}, "unknown bits 'int2' for 'ff.*'"),
         ({"bits_for": (("ff.*", "w4a8"), ("ff.*", "w8a8"))}, "names 'ff.*' more than once"),
         ({"alpha": "best"}, "alpha best is outside 0..1 and not auto"),

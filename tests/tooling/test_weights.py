@@ -18,7 +18,6 @@ from dit_trt.tooling.weights import (
     group_of,
     quantize,
     quantize_weight,
-    quantized_linear,
     round_weight,
 )
 
@@ -26,6 +25,14 @@ Float = NDArray[np.float32]
 Bits = Literal[8, 4]
 finite = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=finite)
+
+
+def quantized_linear(x: Float, x_scale: np.float32, weight: NDArray[np.int8], w_scale: Float) -> Float:
+    """The integer GEMM a W8A8 engine computes: x [..., in] -> [..., out], accumulated in int32."""
+    accumulator = quantize(x, x_scale).astype(np.int32) @ weight.T.astype(np.int32)
+    return accumulator.astype(np.float32) * (x_scale * w_scale)
+
+
 scales = st.floats(2.0**-10, 2.0**10, width=32).map(np.float32)
 bits = st.sampled_from([8, 4])
 groups = st.sampled_from([0, 2, 3, 64])

@@ -54,7 +54,10 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, rows: str
     if rows is not None:
         from ..ablation_rows import chosen_rows
 
-        more = [(row.backend, row.label, row.to_recipe()) for row in chosen_rows(rows) if row.peer is None]
+        chosen = [row for row in chosen_rows(rows) if row.peer is None]
+        if not chosen:
+            raise UserError(f"--rows {rows} names peers alone, which only the ablation times")
+        more = [(row.backend, row.label, row.to_recipe()) for row in chosen]
     threads = threads or cores()
     for shape in shapes:
         check_shape(shape)

@@ -86,6 +86,10 @@ def command(
         if checkpoint.digest != found.manifest["model"]["digest"]:
             raise UserError(f"the model at {source} has changed since {found.folder.name} was built; build it again")
         reference = reference_bundle(checkpoint, found.backend, say)
+    if simulate:
+        from ..engine_loss import calibration_of
+
+        calibration_of(found, checkpoint)  # before the long part
     bar = _default_bar(found) if min_cosine is None else min_cosine
     folder = home() / "diff" / found.folder.name
     say(f"comparing {found.folder.name} with {reference.folder.name}")
