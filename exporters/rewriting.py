@@ -7,7 +7,7 @@ import graphlib
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from .data_file import DataFile
 
@@ -41,6 +41,11 @@ class Rewriting:
     def constant(self, name: str, array: NDArray) -> str:
         """A new initializer, written to the data file now."""
         self.graph.initializer.append(self.data.add(name, array))
+        return name
+
+    def inline(self, name: str, array: NDArray) -> str:
+        """A new initializer in the graph itself whatever its size: what shapes depend on is not read from a file."""
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def shared(self, name: str, array: NDArray) -> str:

@@ -71,6 +71,6 @@ class StepSlots:
         widths = np.array([width for _, width in self._cuts], np.int64)
         value = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [int(widths.sum())])
         rewriting.graph.input.append(value)
-        sizes = rewriting.constant(f"{INPUT}.widths", widths)
+        sizes = rewriting.inline(f"{INPUT}.widths", widths)
         names = [name for name, _ in self._cuts]
         rewriting.add_node(helper.make_node("Split", [INPUT, sizes], names, name=INPUT, axis=0))

@@ -91,6 +91,8 @@ def build_bundle(
     calibration = table_facts(table) if table is not None and chosen else None
     target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration, device)
     with new_bundle(target) as folder:
+        if recipe.groups:
+            say(f"{recipe.sqd_weights} keeps {recipe.groups} sets of step weights: the bundle grows with them")
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
         written = write_graphs(checkpoint, folder, ranges, say, BACKENDS[backend].dialect)
         sizes = bundle_sizes(checkpoint)
@@ -164,7 +166,8 @@ def _scales(ranges: Sequence[QuantizedRange]) -> dict[str, NDArray]:
     tensors: dict[str, NDArray] = {f"smoothing/{name}": s for name, s in ranges[0].smoothing.factor.items()}
     for name, item in ranges[0].linears.items():
         tensors[f"smoothing/{name}"] = item.s
-        tensors[f"activation_scale/{name}"] = np.array([item.activation.scale], np.float32)
+        if item.activation.range in ("static", "step") and not item.by_step:  # others have none, or one a step
+            tensors[f"activation_scale/{name}"] = np.array([item.activation.scale], np.float32)
     return tensors
 
 

@@ -68,8 +68,9 @@ def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
         lengths = [int(last - first) for first, last in pairwise(bounds)] if kind == "step" else [steps]
         for graph, length in zip(step_graphs(lengths[1:]) if kind == "step" else (kind,), lengths):
             data_files[graph] = data
-            parts[graph] = size + (slots.file_bytes(min(KNOTS, length)) if slots is not None and here else 0)
-    parts["scales"] = _scales_bytes(chosen)
+            of_steps = slots.widths + slots.file_bytes(min(KNOTS, length)) if slots is not None and here else 0
+            parts[graph] = size + of_steps
+    parts["scales"] = _scales_bytes(recipe, chosen)
     parts["tokenizer"] = checkpoint.tokenizer_file.stat().st_size
     return PartSizes(parts, data_files)
 
@@ -87,8 +88,6 @@ def _tensors(weights: dict[str, Shape], here: Sequence[Linear], recipe: Recipe, 
             yield 4 * math.prod(shape)
     for linear in here:
         yield from branch_tensors(linear, recipe)
-    if slots is not None and here:
-        yield slots.widths
 
 
 def _structure(checkpoint: Checkpoint, recipe: Recipe, graph: str, weights: dict[str, Shape]) -> int:
@@ -165,7 +164,15 @@ class _Slots:
         return size + 4 * sum(self.vectors.values()) + _TABLE_HEADER * tables + _SLOT_HEADER * slots
 
 
-def _scales_bytes(chosen: Sequence[Linear]) -> int:
+def _scales_bytes(recipe: Recipe, chosen: Sequence[Linear]) -> int:
     tensors = {f"smoothing/{linear.name}": np.zeros(linear.in_features, np.float32) for linear in chosen}
-    tensors |= {f"activation_scale/{linear.name}": np.zeros(1, np.float32) for linear in chosen}
+    fixed = [linear for linear in chosen if _has_scale(recipe, linear)]
+    tensors |= {f"activation_scale/{linear.name}": np.zeros(1, np.float32) for linear in fixed}
     return len(save(tensors))
+
+
+def _has_scale(recipe: Recipe, linear: Linear) -> bool:
+    """Whether the input's range is one number, or one and its multiples by step."""
+    if recipe.activation_range == "token" or (recipe.requantizes and linear.graph == "step"):
+        return False
+    return not (recipe.w4 == "memory" and recipe.bits_of(linear) == "w4a8")

@@ -59,6 +59,7 @@ class Recipe:
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
+        self._accept()
         faults = [*self._unknown(), *self._idle()] if self.method in METHODS else list(self._unknown())
         if faults:
             raise UserError("; ".join(faults))
@@ -66,6 +67,16 @@ class Recipe:
             object.__setattr__(self, "bits", "fp32")
         if self.alpha != "auto":
             object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one recipe, with one hash
+
+    def _accept(self) -> None:
+        """What may be said in other ways: bits_for as a dict, group_size as `channel`."""
+        if isinstance(self.bits_for, dict):
+            object.__setattr__(self, "bits_for", tuple(self.bits_for.items()))
+        if self.group_size == "channel":
+            object.__setattr__(self, "group_size", 0)
+        for name in ("lora_rank", "group_size"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"{name} takes a whole number, not {getattr(self, name)!r}")
 
     def _unknown(self) -> Iterator[str]:
         """Values that no field may have."""
@@ -104,11 +115,11 @@ class Recipe:
             return
         four = "w4a8" in (self.bits, *(bits for _, bits in self.bits_for))
         if "sqd_weights" in changed and self.method != "sqd":
-            yield f"sqd_weights belongs to method sqd, not to {self.method}"
+            yield f"sqd_weights belongs to method sqd, not to {self.method}; give --method sqd"
         if "lora_form" in changed and not self.lora_rank:
-            yield "lora_form needs a lora_rank"
+            yield "lora_form needs a branch; give --lora-rank, 32 for example"
         if "alpha" in changed and not self.smooth:
-            yield "without smoothing there is no alpha"
+            yield "without smoothing there is no alpha; leave one of the two out"
         if not four and (idle := changed & {"w4", "group_size", "rounding"}):
             yield f"{', '.join(sorted(idle))} belong to 4-bit weights (bits w4a8)"
         if four and self.requantizes:
@@ -171,7 +182,7 @@ class Recipe:
         chosen = [linear for linear in linears if self.bits_of(linear) != "fp32"]
         self._check_groups(chosen)
         if not chosen:
-            raise UserError("--include and --exclude leave nothing to quantize; for FP32 use --method none")
+            raise UserError("include, exclude and bits_for leave nothing to quantize; for FP32 use --method none")
         return chosen
 
     def _check_groups(self, chosen: Iterable[Linear]) -> None:

@@ -38,6 +38,7 @@ _TAKES: dict[str, Callable[[object], bool]] = {
     "a string": lambda value: isinstance(value, str),
     'a number or "auto"': lambda value: _is_number(value) or value == "auto",
     "a whole number": lambda value: _is_number(value) and isinstance(value, int),
+    'a whole number or "channel"': lambda value: value == "channel" or (_is_number(value) and isinstance(value, int)),
     "true or false": lambda value: isinstance(value, bool),
     "a list of strings": _is_texts,
     "a table of strings": lambda value: isinstance(value, dict) and _is_texts(list(value.values())),
@@ -56,7 +57,7 @@ KEYS = {
     "clip": "true or false",
     "cfg_pair": "a string",
     "w4": "a string",
-    "group_size": "a whole number",
+    "group_size": 'a whole number or "channel"',
     "rounding": "a string",
 }
 assert list(KEYS) == [field.name for field in fields(Recipe)]

@@ -91,3 +91,18 @@ def test_one_range_a_step_costs_these_slots(tiny: Path, tiny_table: Calibration,
     [width] = [v.type.tensor_type.shape.dim[0].dim_value for v in graph.input if v.name == INPUT]
     assert width == sum(slot.width for slot in written["step"].slots)
     assert sum(node.op_type == "Split" and node.input[0] == INPUT for node in graph.node) == 1
+
+
+def test_what_the_split_is_cut_by_is_in_the_graph_itself(tmp_path: Path) -> None:
+    """ONNX Runtime infers shapes from it, and reads no external data for that: 200 pieces are 1600 bytes."""
+    graph = onnx.GraphProto()
+    slots = StepSlots()
+    with DataFile(tmp_path / "data") as data:
+        rewriting = Rewriting(graph, data)
+        for i in range(200):
+            slots.piece(Slot(1, {f"range/{i}": 1}))
+        slots.finish(rewriting)
+        rewriting.finish()
+    [widths] = [tensor for tensor in graph.initializer if tensor.name.endswith(".widths")]
+    assert widths.data_location != onnx.TensorProto.EXTERNAL
+    assert onnx.numpy_helper.to_array(widths).tolist() == [1] * 200

@@ -47,7 +47,7 @@ def test_round_trip_and_axes() -> None:
         ({"method": "sqd", "sqd_weights": "grouped:x"}, "unknown sqd_weights"),
         ({"method": "sqd", "bits": "w4a8", "sqd_weights": "requantize"}, "requantize needs w8a8"),
         ({"method": "sqd", "bits_for": (("ff.*", "w4a8"),), "sqd_weights": "requantize"}, "requantize needs w8a8"),
-        ({"lora_form": "residual"}, "needs a lora_rank"),
+        ({"lora_form": "residual"}, "give --lora-rank"),
         ({"lora_rank": -1}, "lora_rank -1 is outside 0..1024"),
         ({"smooth": False, "alpha": 0.5}, "there is no alpha"),
         ({"group_size": 128}, "belong to 4-bit weights"),
@@ -92,3 +92,11 @@ def test_bits_by_layer_the_last_match_counts(tiny: Path) -> None:
     assert len(recipe.chosen(linears)) == 7
     with pytest.raises(UserError, match="matches no Linear"):
         Recipe(bits_for=(("fff", "w4a8"),)).chosen(linears)
+
+
+def test_other_ways_to_say_it() -> None:
+    assert Recipe("sqt", "w4a8", group_size="channel") == Recipe("sqt", "w4a8", group_size=0)  # type: ignore[arg-type]
+    assert Recipe(bits_for={"ff.*": "float"}) == Recipe(bits_for=(("ff.*", "float"),))  # type: ignore[arg-type]
+    for wrong in ({"lora_rank": "32"}, {"lora_rank": 1.5}, {"group_size": "row"}):
+        with pytest.raises(UserError, match="takes a whole number"):
+            Recipe(bits="w4a8", **wrong)  # type: ignore[arg-type]

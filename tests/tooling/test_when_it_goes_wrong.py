@@ -126,7 +126,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
     "--budget-mb … is too small: …": lambda d: error_of("sensitivity", "--model", d.model, "--budget-mb", 0.1),
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
-    "--include and --exclude leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
+    "include, exclude and bits_for leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),
     "--model …: no such folder; …": lambda d: error_of("build", "--model", "nope"),
     "… is not valid JSON: …": lambda d: d.write("model/model_config.json", b"{") and d.build(),
