@@ -21,8 +21,8 @@ def check_plot(path: Path) -> None:
         raise UserError(f"cannot write {path}; give --plot a file in a folder that exists")
     if find_spec("matplotlib") is None:
         raise UserError(
-            "--plot needs the package matplotlib, which comes with the train extra: "
-            'pip install -c constraints.txt -e ".[train]" in a clone of dit-trt'
+            "--plot needs the package matplotlib, which comes with the plot extra: "
+            'pip install -c constraints.txt -e ".[plot]" in a clone of dit-trt'
         )
 
 
