@@ -20,7 +20,7 @@ EPILOG = """\b
 Examples:
   dit-trt diff                                the newest quantized bundle
   dit-trt diff BUNDLE --against OTHER         any two bundles of one model
-  dit-trt diff --simulate                     the method's loss, or the engine's?
+  dit-trt diff --simulate                     method's loss, or engine's?
   dit-trt diff --min-cosine 0.98 --json
 """
 
