@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engines.base import Dialect
-from .quantized import Activation
+from .quantized import LARGEST, Activation
 from .rewriting import Rewriting, scalar
 
 ZERO_POINTS: dict[str, np.int8 | np.uint8] = {"int8": np.int8(0), "uint8": np.uint8(128)}  # of activations
-LEVELS = 127
+LEVELS = LARGEST[8]
 
 
 @dataclass(frozen=True)

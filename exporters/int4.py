@@ -22,10 +22,9 @@ from onnx import NodeProto, TensorProto, helper
 
 from ..engines import int4
 from .data_file import DataFile
-from .quantized import Float, Weight
+from .quantized import LARGEST, Float, Weight
 
 Form = Literal["expanded", "memory"]
-LARGEST = {8: 127, 4: 7}  # |integer| of a weight, by its bits
 OPSET, IR_VERSION = 21, 10  # the first with 4-bit tensors and with a scale a block
 
 

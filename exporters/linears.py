@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .dit import DiTConfig
 
 DIT_PREFIX = "model.model."
+# What makes a Linear's input, by its kind: a norm; or a part of another Linear of the block, with nothing but what is
+# linear in that part in between (attention in its values, SwiGLU in its value half). A factor can go there.
+NORMS = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm", "ff.ff.0.proj": "ff_norm"}
+SOURCES = {"self_attn.to_out": ("self_attn.to_qkv", "v"), "ff.ff.2": ("ff.ff.0.proj", "value")}
 
 
 @dataclass(frozen=True)

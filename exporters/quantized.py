@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .linears import Linear
 
 Float = NDArray[np.float32]
+LARGEST = {8: 127, 4: 7}  # |integer|, by bits: symmetric
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,10 @@ from collections.abc import Callable, Mapping
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from .linears import Linear
+from .linears import SOURCES, Linear
 from .quantized import QuantizedLinear, Slot
 from .rewriting import Rewriting
 from .step_slots import StepSlots, input_factor, output_factor, scaled, times
-
-# Linear kind -> the kind in the same block, and its part, whose output is this one's input but for what is linear.
-_SOURCES = {"self_attn.to_out": ("self_attn.to_qkv", "v"), "ff.ff.2": ("ff.ff.0.proj", "value")}
 
 
 class StepFactors:
@@ -41,9 +38,9 @@ class StepFactors:
 
     def _source(self, linear: Linear) -> tuple[str, str] | None:
         """Name and part of the Linear that has a g and makes, but for what is linear, the input of this one."""
-        if linear.kind not in _SOURCES:
+        if linear.kind not in SOURCES:
             return None
-        kind, part = _SOURCES[linear.kind]
+        kind, part = SOURCES[linear.kind]
         name = linear.name.removesuffix(linear.kind) + kind
         return (name, part) if name in self._items else None
 

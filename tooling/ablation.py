@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -26,7 +27,7 @@ from ..calib_data.reader import ablation_prompts
 from ..engines.base import BACKENDS
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
-from ..engines.home import home
+from ..engines.home import home, sha256
 from ..exporters.checkpoint import Checkpoint
 from ..runtime.pipeline import Pipeline, Settings
 from .ablation_report import markdown
@@ -36,7 +37,18 @@ from .cli.common import dit_command, path_option, progress, say, show
 from .fidelity import Forced, Trial, measure, record
 from .peers import PEERS, Call, PeerPipeline, calibration_calls, int8_linears, make, open_step
 from .recipe import Recipe
-from .workflow import CalibrationOptions, Say, Watch, build, reference_bundle, silent, unwatched
+from .simulate import SimulatedPipeline, step_channel_model
+from .tables import load_calibration
+from .workflow import (
+    CalibrationOptions,
+    Say,
+    Watch,
+    build,
+    calibration_table,
+    reference_bundle,
+    silent,
+    unwatched,
+)
 
 FIRST_SEED = 5000  # calibration's begin at 1000
 REFERENCE_BACKEND = "openvino"
@@ -103,7 +115,24 @@ class Ablation:
 
     def open(self, row: Row) -> Contender:
         """Build the row's bundle, or take the one that is there. Raises UserError when it cannot be."""
+        if row.step_channel is not None:
+            return self._open_simulation(row.step_channel)
         return self._open_peer(row, row.peer) if row.peer else self._open_bundle(row)
+
+    def _open_simulation(self, bits: Literal[8, 4]) -> Contender:
+        reference = self._reference(REFERENCE_BACKEND)
+        table = calibration_table(self._checkpoint, REFERENCE_BACKEND, self._calibration, self._watch, self._say)
+        model = step_channel_model(self._checkpoint, load_calibration(table, self._checkpoint), 0.5, bits)
+        facts = {
+            "smoothing": "step",
+            "range": "step and channel",
+            "bundle_bytes": reference.size_bytes,
+            "step_bytes": _step_bytes(reference),
+            "linears": 0,
+            "int8_linears": 0,
+        }
+        digest = _digest({"table": sha256(table), "bits": str(bits)}, REFERENCE_BACKEND)
+        return Contender(SimulatedPipeline(reference, model), digest, facts)
 
     def _open_bundle(self, row: Row) -> Contender:
         recipe = row.to_recipe()
@@ -178,7 +207,8 @@ class Ablation:
                 continue
             spent += self._measure(row, contender, clips)
         for backend in dict.fromkeys(row.backend for row in rows):
-            self._time(backend, [row for row in rows if row.backend == backend and row.name not in left_out], rounds)
+            here = [row for row in rows if row.backend == backend and row.name not in left_out]
+            self._time(backend, [row for row in here if row.step_channel is None], rounds)
         return left_out
 
     def _measure(self, row: Row, contender: Contender, clips: Path) -> bool:

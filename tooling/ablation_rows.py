@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from ..engines.errors import UserError
 from .peers import PEERS
@@ -15,7 +16,8 @@ BASELINE = "w8a8-sqs"  # what latencies are ratios to, on the same backend
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. recipe: keyword arguments of `Recipe`; or the name of a peer.
+    """One line of the table. recipe: keyword arguments of `Recipe`; or the name of a peer; or step_channel, the bits
+    of the paper's own simulation, which is no engine and is not timed.
 
     name: `<backend>/<slug>`, for --rows. label: what the table calls it.
     """
@@ -25,6 +27,11 @@ class Row:
     label: str
     recipe: Mapping[str, object] = field(default_factory=dict)
     peer: str | None = None
+    step_channel: Literal[8, 4] | None = None
+
+    @property
+    def is_bundle(self) -> bool:
+        return self.peer is None and self.step_channel is None
 
     @property
     def name(self) -> str:
@@ -109,7 +116,20 @@ def _rows(backend: str, slugs: Iterable[str]) -> list[Row]:
     return own + peers
 
 
-ROWS = tuple(_rows("openvino", _RECIPES) + _rows("onnxruntime", _ON_ONNXRUNTIME))
+_SIMULATED: list[tuple[Literal[8, 4], str]] = [(8, "W8A8"), (4, "W4A8")]
+ROWS = (
+    *_rows("openvino", _RECIPES),
+    *(
+        Row(
+            "openvino",
+            f"step-channel-{name.lower()}",
+            f"{name} SQD, the paper's simulation, alpha 0.5",
+            step_channel=bits,
+        )
+        for bits, name in _SIMULATED
+    ),
+    *_rows("onnxruntime", _ON_ONNXRUNTIME),
+)
 
 
 def chosen_rows(pattern: str) -> list[Row]:

@@ -27,7 +27,7 @@ from ..engines.errors import UserError
 from ..runtime.denoiser import guide
 from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.step_engine import Conditioning
-from .fidelity import snr_db
+from .fidelity import rollout, snr_db, trajectory
 
 Float = NDArray[np.float32]
 MIN_COSINE = {"w8a8": 0.95, "w4a8": 0.92, "fp32": 0.999}
@@ -153,7 +153,7 @@ def compare(
             bar,
         )
     snr = [
-        snr_db(*(_rollout(p, conditionings[p][i], _reseed(settings, i), count) for p in (theirs, ours)))
+        snr_db(*(rollout(p, conditionings[p][i], _reseed(settings, i), count.one) for p in (theirs, ours)))
         for i in range(len(prompts))
     ]
     return Difference(cosine_table, np.array(error, np.float64).reshape(shape), np.array(snr), commands)
@@ -177,18 +177,8 @@ def _record(
     pipeline: Pipeline, conditioning: Conditioning, prompt: int, settings: Settings, count: _Counter
 ) -> list[dict[str, NDArray]]:
     """Every input of the step engine on one trajectory, as feeds of VelocityRunner."""
-    feeds: list[dict[str, NDArray]] = []
-
-    def observe(step: int, inputs: object, outputs: object) -> None:
-        x = inputs["x"][0]  # type: ignore[index]
-        feeds.append({"x": x.copy(), "prompt": np.array(prompt), "step": np.array(step)})
-
-    pipeline.sample(conditioning, settings, count.one, observe)
-    return feeds
-
-
-def _rollout(pipeline: Pipeline, conditioning: Conditioning, settings: Settings, count: _Counter) -> Float:
-    return pipeline.sample(conditioning, replace(settings, sampler="dpmpp-2m"), count.one)
+    xs, _ = trajectory(pipeline, conditioning, settings, count.one)
+    return [{"x": x, "prompt": np.array(prompt), "step": np.array(step)} for step, x in enumerate(xs)]
 
 
 def _polygraphy_commands(

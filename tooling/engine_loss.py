@@ -13,9 +13,8 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.home import home, sha256
 from ..exporters.checkpoint import Checkpoint
-from ..runtime.denoiser import guide
 from ..runtime.pipeline import Pipeline, Settings
-from .fidelity import Forced, compare_velocities
+from .fidelity import Forced, compare_velocities, trajectory
 from .quantize import quantize_model
 from .recipe import Recipe
 from .simulate import SimulatedModel, SimulatedPipeline
@@ -57,15 +56,8 @@ def engine_loss(
     cosine, error, engine_error = (np.zeros(shape) for _ in range(3))
     seconds = exact.check_seconds(None)
     for index, prompt in enumerate(prompts):
-        xs: list[NDArray[np.float32]] = []
-        velocities: list[NDArray[np.float32]] = []
-
-        def observe(step: int, inputs: dict, outputs: dict, xs: list = xs, velocities: list = velocities) -> None:
-            xs.append(inputs["x"][0].copy())
-            velocities.append(guide(outputs["velocity"], settings.cfg_scale))
-
         one = replace(settings, seed=settings.seed + index)
-        exact.sample(exact.condition(prompt, one, seconds), one, observe=observe)  # type: ignore[arg-type]
+        xs, velocities = trajectory(exact, exact.condition(prompt, one, seconds), one)
         forced = [Forced(p, p.condition(prompt, one, seconds), settings.cfg_scale) for p in (simulation, engine)]
         for step, (x, expected) in enumerate(zip(xs, velocities)):
             simulated, found = (velocity(x, step) for velocity in forced)

@@ -93,6 +93,28 @@ class Forced:
         return guide(outputs["velocity"], self._cfg_scale)
 
 
+def trajectory(
+    pipeline: Pipeline, conditioning: Conditioning, settings: Settings, on_step: Done = lambda step: None
+) -> tuple[Float, Float]:
+    """Sample once: x as the model sees it and the CFG-combined velocity of every step, [steps, channels, latents]."""
+    xs: list[Float] = []
+    velocities: list[Float] = []
+
+    def observe(step: int, inputs: Mapping[str, Float], outputs: Mapping[str, Float]) -> None:
+        xs.append(inputs["x"][0].copy())
+        velocities.append(guide(outputs["velocity"], settings.cfg_scale))
+
+    pipeline.sample(conditioning, settings, on_step, observe)
+    return np.stack(xs), np.stack(velocities)
+
+
+def rollout(
+    pipeline: Pipeline, conditioning: Conditioning, settings: Settings, on_step: Done = lambda step: None
+) -> Float:
+    """Final latents [channels, latents] under the sampler in which nothing but the velocity differs."""
+    return pipeline.sample(conditioning, replace(settings, sampler=ROLLOUT_SAMPLER), on_step)
+
+
 def record(reference: Pipeline, trial: Trial, folder: Path, done: Done = lambda calls: None) -> Path:
     """Sample every clip of `trial` with FP32 into `folder`, which is returned; clips that are there are left alone.
 
@@ -108,18 +130,11 @@ def record(reference: Pipeline, trial: Trial, folder: Path, done: Done = lambda 
         if path.is_file():
             continue
         conditioning = conditionings[prompt]
-        xs: list[Float] = []
-        velocities: list[Float] = []
-
-        def observe(step: int, inputs: Mapping, outputs: Mapping, xs: list = xs, velocities: list = velocities) -> None:
-            xs.append(inputs["x"][0].copy())
-            velocities.append(guide(outputs["velocity"], trial.settings.cfg_scale))
-
-        reference.sample(conditioning, replace(trial.settings, seed=seed), observe=observe)
-        latents = _rollout(reference, conditioning, trial.settings, seed)
-        clip = {"x": np.stack(xs), "velocity": np.stack(velocities), "latents": latents}
+        one = replace(trial.settings, seed=seed)
+        x, velocity = trajectory(reference, conditioning, one)
+        clip = {"x": x, "velocity": velocity, "latents": rollout(reference, conditioning, one)}
         part = path.with_suffix(".part")
-        save_file({**clip, "audio": np.ascontiguousarray(reference.decode(latents))}, part)
+        save_file({**clip, "audio": np.ascontiguousarray(reference.decode(clip["latents"]))}, part)
         part.rename(path)
     done(trial.calls)
     return folder
@@ -138,7 +153,7 @@ def measure(pipeline: Pipeline, trial: Trial, folder: Path, done: Done = lambda 
             found = velocity(clip["x"][step], step)
             cosine[number, step], error[number, step] = compare_velocities(clip["velocity"][step], found)
         done((2 * number + 1) * shape[1])
-        latents = _rollout(pipeline, conditionings[prompt], trial.settings, seed)
+        latents = rollout(pipeline, conditionings[prompt], replace(trial.settings, seed=seed))
         snr[number] = snr_db(clip["latents"], latents)
         mel[number] = log_mel_distance(clip["audio"], pipeline.decode(latents), pipeline.sizes["sample_rate"])
         done((2 * number + 2) * shape[1])
@@ -158,10 +173,6 @@ class _Conditionings:
             text = self._trial.prompts[prompt]
             self._kept = prompt, self._pipeline.condition(text, self._trial.settings, seconds)
         return self._kept[1]
-
-
-def _rollout(pipeline: Pipeline, conditioning: Conditioning, settings: Settings, seed: int) -> Float:
-    return pipeline.sample(conditioning, replace(settings, sampler=ROLLOUT_SAMPLER, seed=seed))
 
 
 # -------------------- the numbers

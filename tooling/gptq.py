@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..exporters.quantized import Weight
-from .weights import WEIGHT_QMAX, clipped_scale, group_of, weight_scale
+from ..exporters.quantized import LARGEST, Weight
+from .weights import clipped_scale, group_of, weight_scale
 
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -84,7 +84,7 @@ def gptq(
     width = group_of(weight.shape[1], group)
     spread = scale.reshape(len(scale), -1).T[columns // width]  # [in, out]
     integers = np.empty((weight.shape[1], weight.shape[0]), np.int8)
-    integers[columns] = _round(weight.T[columns].astype(np.float64), spread, feedback, WEIGHT_QMAX[bits])
+    integers[columns] = _round(weight.T[columns].astype(np.float64), spread, feedback, LARGEST[bits])
     return Weight(np.ascontiguousarray(integers.T), scale, bits)
 
 

@@ -18,7 +18,7 @@ from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.data_file import ALIGNMENT, INLINE
 from ..exporters.graph_weights import Shape, graph_weights
-from ..exporters.linears import DIT_PREFIX, Linear
+from ..exporters.linears import DIT_PREFIX, NORMS, SOURCES, Linear
 from .layers import branch_tensors, weight_tensors
 from .recipe import Recipe
 from .scale_tables import KNOTS
@@ -39,10 +39,7 @@ _TOKEN, _TOKEN_TENSOR = 240, 1860
 _BRANCH, _BRANCH_TENSOR, _REQUANTIZED_BRANCH = 1400, 590, 700
 # Names in a file of scales: of every table, and of every slot.
 _TABLE_HEADER, _SLOT_HEADER = 125, 165
-_NORMS = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm", "ff.ff.0.proj": "ff_norm"}
-# Kind of Linear -> the one that makes its input, but for what is linear in between; and the other way round.
-_SOURCES = {"self_attn.to_out": "self_attn.to_qkv", "ff.ff.2": "ff.ff.0.proj"}
-_READERS = {source: kind for kind, source in _SOURCES.items()}
+_READERS = {source: kind for kind, (source, _) in SOURCES.items()}
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,8 @@ class _Slots:
         names = {linear.name for linear in here}
         for linear in here:
             layer = linear.name.removesuffix(linear.kind)
-            if linear.kind in _NORMS:
-                norm = f"{DIT_PREFIX}{layer}{_NORMS[linear.kind]}"
+            if linear.kind in NORMS:
+                norm = f"{DIT_PREFIX}{layer}{NORMS[linear.kind]}"
                 self._move(checkpoint, linear, f"{norm}.gamma", f"{norm}.beta")
             elif linear.kind == "ff.ff.2" and f"{layer}ff.ff.0.proj" in names:
                 self._move(checkpoint, linear, f"{DIT_PREFIX}{layer}ff.ff.0.proj.value.bias")
@@ -145,9 +142,9 @@ class _Slots:
         """How many the factors of a Linear are, but for `vectors`; equal ones are one."""
         names = {other.name for other in self._linears}
         layer = linear.name.removesuffix(linear.kind)
-        source, reader = _SOURCES.get(linear.kind), _READERS.get(linear.kind)
-        merged = source is not None and layer + source in names
-        of_input = 0 if linear.kind in _NORMS or merged else 1
+        source, reader = SOURCES.get(linear.kind), _READERS.get(linear.kind)
+        merged = source is not None and layer + source[0] in names
+        of_input = 0 if linear.kind in NORMS or merged else 1
         if self._recipe.requantizes:  # columns (the branch's, too), rows; no f is merged into a g
             return of_input + merged + 1 + 2 * len(linear.parts) + bool(self._recipe.lora_rank)
         return of_input + 1 + (reader is not None and layer + reader in names)

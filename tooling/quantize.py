@@ -25,7 +25,7 @@ from .ranges import choose_alphas, clip_factor
 from .recipe import Recipe
 from .smoothing import Smoothing, activation_scales, fold, smoothing_factor, smoothing_factors
 from .tables import Calibration
-from .weights import dequantize_weight, quantize_weight
+from .weights import QMAX, dequantize_weight, quantize_weight
 
 Float = NDArray[np.float32]
 TOKEN_FLOOR = 1e-8  # of the calibrated range: the least range of a token
@@ -176,7 +176,7 @@ def _steps_of(linear: Linear, steps: slice, all_steps: bool = False) -> slice:
 def _weight_tables(linear: Linear, weight: Float, s: Float) -> dict[str, Float]:
     """SQD with a smoothing of its own at every step, s [steps, in]: it and the weight's scales under it."""
     magnitude = np.abs(weight)
-    sigma = np.stack([(magnitude * row).max(axis=1) for row in s]) / np.float32(127)
+    sigma = np.stack([(magnitude * row).max(axis=1) for row in s]) / np.float32(QMAX)
     return {f"smoothing/{linear.name}": s, f"weight_scale/{linear.name}": np.maximum(sigma, np.float32(1e-12))}
 
 

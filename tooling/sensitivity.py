@@ -19,7 +19,7 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
 from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.step_engine import Conditioning
-from .fidelity import Forced, compare_velocities
+from .fidelity import Forced, compare_velocities, trajectory
 from .layers import layers
 from .quantize import QuantizedRange, quantize_model
 from .recipe import Recipe
@@ -143,15 +143,13 @@ class Probe:
         pipeline, steps = Pipeline(self._reference), self._settings.steps
         found: list[dict[int, Float]] = []
         for number, conditioning in enumerate(self._conditioned(pipeline)):
-            kept: dict[int, Float] = {}
 
-            def observe(step: int, inputs: Mapping, outputs: Mapping, kept: dict = kept, number: int = number) -> None:
-                if step in self.steps:
-                    kept[step] = inputs["x"][0].copy()
+            def stepped(step: int, number: int = number) -> None:
                 done(number * steps + step + 1)
 
-            pipeline.sample(conditioning, replace(self._settings, seed=self._settings.seed + number), observe=observe)
-            found.append(kept)
+            one = replace(self._settings, seed=self._settings.seed + number)
+            x, _ = trajectory(pipeline, conditioning, one, stepped)
+            found.append({step: x[step] for step in self.steps})
         return found
 
     def _conditioned(self, pipeline: Pipeline) -> list[Conditioning]:

@@ -24,7 +24,7 @@ from ..exporters.dit import DiffusionTransformer
 from ..exporters.float_graphs import ConditioningGraph, StepGraph, context_names
 from ..exporters.int4 import expand
 from ..exporters.linears import DIT_PREFIX
-from ..exporters.quantized import Weight
+from ..exporters.quantized import LARGEST, Weight
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
 from ..runtime.step_engine import Conditioning, graph_index
 from .quantize import Quantized, QuantizedRange, quantize_model, range_bounds
@@ -141,7 +141,7 @@ def step_channel_model(
     def simulated(item: Quantized, bias: Tensor | None, tables: Mapping[str, Tensor]) -> SimulatedLinear:
         if not item.by_step:
             return SimulatedLinear(item, bias, tables)
-        return StepChannelLinear(item, bias, tables, checkpoint.tensor(item.linear.key()), {8: 127, 4: 7}[bits])
+        return StepChannelLinear(item, bias, tables, checkpoint.tensor(item.linear.key()), LARGEST[bits])
 
     return SimulatedModel(checkpoint, [one], simulated)
 

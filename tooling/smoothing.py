@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..exporters.linears import DIT_PREFIX, Linear
+from ..exporters.linears import DIT_PREFIX, NORMS, Linear
 
 if TYPE_CHECKING:
     from ..exporters.dit import DiTConfig
@@ -126,7 +126,7 @@ def _fold_one(smoothing: Smoothing, linear: Linear, s: Float, config: DiTConfig)
     layer = f"transformer.layers.{linear.block}."
     match linear.kind:
         case "self_attn.to_qkv" | "cross_attn.to_q" | "ff.ff.0.proj":
-            norm = {"self_attn.to_qkv": "pre_norm", "cross_attn.to_q": "cross_attend_norm"}.get(linear.kind, "ff_norm")
+            norm = NORMS[linear.kind]
             for parameter in ("gamma", "beta"):
                 smoothing.vectors[f"{DIT_PREFIX}{layer}{norm}.{parameter}"] = _inverse(s)
         case "self_attn.to_out":

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..exporters.quantized import Weight
+from ..engines import int4
+from ..exporters.quantized import LARGEST, Weight
 
 Float = NDArray[np.float32]
 
-QMAX = 127
-WEIGHT_QMAX = {8: 127, 4: 7}
+QMAX = LARGEST[8]
 # An all-zero row still needs a positive scale: any does, its integers are zero.
 TINY = np.float32(1e-12)
 _CACHED = 1 << 16  # weights whose scales are searched at a time: they stay in the processor's cache
@@ -40,7 +40,7 @@ def quantize_weight(weight: Float, bits: Literal[8, 4] = 8, group: int = 0, clip
 
 def weight_scale(weight: Float, bits: Literal[8, 4] = 8, group: int = 0) -> Float:
     """max|W| / qmax: [out], or [out, in // group] when the group is not the whole row; never zero."""
-    qmax = np.float32(WEIGHT_QMAX[bits])
+    qmax = np.float32(LARGEST[bits])
     scale = np.maximum(np.abs(_grouped(weight, group)).max(axis=2), TINY * qmax).astype(np.float32) / qmax
     return scale[:, 0] if scale.shape[1] == 1 else scale
 
@@ -69,7 +69,7 @@ def clipped_scale(
         for factor in tried:
             scale = largest * np.float32(factor)
             error = np.rint(w / scale[..., None])
-            np.clip(error, -WEIGHT_QMAX[bits], WEIGHT_QMAX[bits], out=error)
+            np.clip(error, -LARGEST[bits], LARGEST[bits], out=error)
             error *= scale[..., None]
             error -= w
             error *= error
@@ -81,7 +81,7 @@ def clipped_scale(
 
 def round_weight(weight: Float, scale: Float, bits: Literal[8, 4] = 8) -> Weight:
     """W [out, in] to the nearest multiple of its scale ([out] or [out, groups]), within +-127 or +-7."""
-    qmax = WEIGHT_QMAX[bits]
+    qmax = LARGEST[bits]
     spread = scale.reshape(len(scale), -1, 1)
     integers = np.rint(weight.reshape(len(weight), spread.shape[1], -1) / spread)
     return Weight(np.clip(integers, -qmax, qmax).astype(np.int8).reshape(weight.shape), scale, bits)
@@ -89,9 +89,7 @@ def round_weight(weight: Float, scale: Float, bits: Literal[8, 4] = 8) -> Weight
 
 def dequantize_weight(weight: Weight) -> Float:
     """The float weight [out, in] that the integers stand for."""
-    spread = weight.scale.reshape(len(weight.scale), -1, 1)
-    grouped = weight.integers.reshape(len(weight.integers), spread.shape[1], -1)
-    return (grouped * spread).reshape(weight.integers.shape)
+    return int4.dequantize(weight.integers, weight.scale)
 
 
 def _grouped(weight: Float, group: int) -> Float:

@@ -134,10 +134,21 @@ def test_the_table(done: Ablation) -> None:
 
 def test_rows() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
-    assert len({json.dumps([row.backend, row.recipe, row.peer]) for row in ROWS}) == len(ROWS), "no row twice"
+    assert len({json.dumps([row.backend, row.recipe, row.peer, row.step_channel]) for row in ROWS}) == len(ROWS), (
+        "no row twice"
+    )
     assert {row.peer for row in ROWS if row.peer} == set(PEERS)
     assert [row.name for row in chosen_rows("*/ort-*,openvino/fp32")] == [
         *("openvino/fp32", "onnxruntime/ort-static", "onnxruntime/ort-dynamic")
     ]
     with pytest.raises(UserError, match="--rows openvino/nothing matches no row; there are: openvino/fp32, "):
         chosen_rows("openvino/fp32,openvino/nothing")
+
+
+def test_the_papers_simulation_is_a_row_without_a_time(tiny: Path, done: Ablation) -> None:
+    [row] = chosen_rows("*/step-channel-w8a8")
+    ablation = tiny_ablation(tiny)
+    assert ablation.run([row], 3) == {}
+    result = ablation.results[row.name]
+    assert "ratios" not in result and result["int8_linears"] == result["linears"] == 0
+    assert 0.5 < result["worst_step_cosine"] < 1

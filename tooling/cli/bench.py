@@ -54,9 +54,9 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, rows: str
     if rows is not None:
         from ..ablation_rows import chosen_rows
 
-        chosen = [row for row in chosen_rows(rows) if row.peer is None]
+        chosen = [row for row in chosen_rows(rows) if row.is_bundle]
         if not chosen:
-            raise UserError(f"--rows {rows} names peers alone, which only the ablation times")
+            raise UserError(f"--rows {rows} names no bundles, only what the ablation compares them with")
         more = [(row.backend, row.label, row.to_recipe()) for row in chosen]
     threads = threads or cores()
     for shape in shapes:
