@@ -21,7 +21,11 @@ TIMESTEP_FEATURES = 256
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Sizes of one diffusion transformer (Stable Audio Open 1.0: 64, 1536, 24, 24, 768, 1536)."""
+    """Sizes of one diffusion transformer (Stable Audio Open 1.0: 64, 1536, 24, 24, 768, 1536).
+
+    project_cond_tokens: the context is projected to embed_dim, not to its own width; qk_norm: LayerNorm of every query
+    and key head (both in Stable Audio Open Small: 64, 1024, 16, 8, 768, 768).
+    """
 
     io_channels: int
     embed_dim: int
@@ -30,15 +34,22 @@ class DiTConfig:
     cond_token_dim: int
     global_cond_dim: int
     ff_mult: float = 4
+    project_cond_tokens: bool = False
+    qk_norm: bool = False
 
     @property
     def dim_heads(self) -> int:
         return self.embed_dim // self.num_heads
 
     @property
+    def context_dim(self) -> int:
+        """Width of the tokens that cross attention reads."""
+        return self.embed_dim if self.project_cond_tokens else self.cond_token_dim
+
+    @property
     def kv_heads(self) -> int:
         """Cross-attention key/value heads; `num_heads // kv_heads` query heads read each (GQA)."""
-        return self.cond_token_dim // self.dim_heads
+        return self.context_dim // self.dim_heads
 
     @property
     def rotary_dim(self) -> int:
@@ -66,14 +77,18 @@ class DiTConfig:
             for name, value, expected in (
                 ("model_type", model_config.get("model_type"), "diffusion_cond"),
                 ("model.diffusion.type", diffusion.get("type"), "dit"),
-                ("diffusion_objective", diffusion.get("diffusion_objective", "v"), "v"),
-                ("attn_kwargs.qk_norm", attention.pop("qk_norm", "none"), "none"),
-                # The one default of stable-audio-tools that is not what Stable Audio Open uses.
-                ("project_cond_tokens", config.pop("project_cond_tokens", True), False),
                 *((name, config.pop(name, only), only) for name, only in _ONLY.items()),
             )
             if value != expected
         ]
+        if (objective := diffusion.get("diffusion_objective", "v")) not in OBJECTIVES:
+            faults.append(f"diffusion_objective={objective!r} (only {' or '.join(map(repr, OBJECTIVES))})")
+        faults += [f"{name}={value!r}" for name, value in diffusion.items() if value and name not in _DIFFUSION]
+        qk_norm, project = attention.pop("qk_norm", "none"), config.pop("project_cond_tokens", True)
+        if qk_norm not in ("none", "ln"):
+            faults.append(f"attn_kwargs.qk_norm={qk_norm!r} (only 'none' or 'ln')")
+        if not isinstance(project, bool):
+            faults.append(f"project_cond_tokens={project!r} (true or false)")
         sizes = {name: config.pop(name, None) for name in _SIZES}
         faults += [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not _is_size(value)]
         mult = ff.pop("mult", 4)
@@ -81,12 +96,18 @@ class DiTConfig:
             faults.append(f"ff_kwargs.mult={mult!r} (a positive number)")
         faults += [f"{name}={value!r} (unknown)" for name, value in {**config, **ff, **attention}.items()]
         if all(_is_size(value) for value in sizes.values()):
-            faults += _shape_faults(sizes)
+            faults += _shape_faults(sizes, bool(project))
         if faults:
             raise UserError("this model's configuration is not supported: " + "; ".join(faults))
-        return cls(**sizes, ff_mult=mult)
+        return cls(**sizes, ff_mult=mult, project_cond_tokens=project, qk_norm=qk_norm == "ln")
 
 
+OBJECTIVES = ("v", "rf_denoiser")
+# distribution_shift_options shape the noise levels of training; stable-audio-tools' sampling does not use them.
+_DIFFUSION = (
+    *("type", "config", "diffusion_objective", "cross_attention_cond_ids", "global_cond_ids"),
+    "distribution_shift_options",
+)
 _SIZES = ("io_channels", "embed_dim", "depth", "num_heads", "cond_token_dim", "global_cond_dim")
 _ONLY = {
     "patch_size": 1,
@@ -106,13 +127,13 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _shape_faults(sizes: Mapping[str, int]) -> list[str]:
+def _shape_faults(sizes: Mapping[str, int], project: bool) -> list[str]:
     """Heads must be whole, wide enough for RoPE, and shared evenly by the query heads."""
     dim, heads, cond = sizes["embed_dim"], sizes["num_heads"], sizes["cond_token_dim"]
     if dim % heads or dim // heads < 32:
         return [f"embed_dim {dim} / num_heads {heads} must be a whole number >= 32"]
     width = dim // heads
-    if cond % width or heads % (cond // width):
+    if not project and (cond % width or heads % (cond // width)):
         return [f"cond_token_dim {cond} must hold whole heads of {width} that divide the {heads} query heads"]
     return []
 
@@ -189,34 +210,43 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((turned, rest), dim=-1)
 
 
+def head_norm(dim_heads: int, used: bool) -> nn.Module:
+    """What every query or key head passes through before RoPE."""
+    return nn.LayerNorm(dim_heads, eps=1e-6) if used else nn.Identity()
+
+
 class SelfAttention(nn.Module):
-    def __init__(self, dim: int, dim_heads: int):
+    def __init__(self, dim: int, dim_heads: int, qk_norm: bool = False):
         super().__init__()
         self.dim_heads = dim_heads
         self.to_qkv = FusedLinear(dim, {"q": dim, "k": dim, "v": dim})
         self.to_out = nn.Linear(dim, dim, bias=False)
+        self.q_norm, self.k_norm = head_norm(dim_heads, qk_norm), head_norm(dim_heads, qk_norm)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (split_heads(y, self.dim_heads) for y in self.to_qkv(x))
+        q, k = self.q_norm(q), self.k_norm(k)
         return self.to_out(attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, dim: int, dim_heads: int, dim_context: int):
+    def __init__(self, dim: int, dim_heads: int, dim_context: int, qk_norm: bool = False):
         super().__init__()
         self.dim_heads = dim_heads
         self.repeats = dim // dim_context
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = FusedLinear(dim_context, {"k": dim_context, "v": dim_context})
         self.to_out = nn.Linear(dim, dim, bias=False)
+        self.q_norm, self.k_norm = head_norm(dim_heads, qk_norm), head_norm(dim_heads, qk_norm)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """context [batch, tokens, dim_context] -> k, v [batch, query heads, tokens, dim_heads]."""
         k, v = (split_heads(y, self.dim_heads) for y in self.to_kv(context))
+        k = self.k_norm(k)
         return k.repeat_interleave(self.repeats, dim=1), v.repeat_interleave(self.repeats, dim=1)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q = split_heads(self.to_q(x), self.dim_heads)
+        q = self.q_norm(split_heads(self.to_q(x), self.dim_heads))
         return self.to_out(attention(q, k, v))
 
 
@@ -261,9 +291,9 @@ class TransformerBlock(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.pre_norm = LayerNorm(dim)
-        self.self_attn = SelfAttention(dim, config.dim_heads)
+        self.self_attn = SelfAttention(dim, config.dim_heads, config.qk_norm)
         self.cross_attend_norm = LayerNorm(dim)
-        self.cross_attn = CrossAttention(dim, config.dim_heads, config.cond_token_dim)
+        self.cross_attn = CrossAttention(dim, config.dim_heads, config.context_dim, config.qk_norm)
         self.ff_norm = LayerNorm(dim)
         self.ff = FeedForward(dim, config.ff_inner)
 
@@ -332,7 +362,7 @@ class DiffusionTransformer(nn.Module):
         self.config = config
         self.timestep_features = FourierFeatures(TIMESTEP_FEATURES)
         self.to_timestep_embed = embedder(TIMESTEP_FEATURES, config.embed_dim, bias=True)
-        self.to_cond_embed = embedder(config.cond_token_dim, config.cond_token_dim, bias=False)
+        self.to_cond_embed = embedder(config.cond_token_dim, config.context_dim, bias=False)
         self.to_global_embed = embedder(config.global_cond_dim, config.embed_dim, bias=False)
         self.transformer = ContinuousTransformer(config)
         self.preprocess_conv = nn.Conv1d(config.io_channels, config.io_channels, 1, bias=False)

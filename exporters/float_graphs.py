@@ -114,6 +114,7 @@ class ModelSizes:
         self.downsampling_ratio = int(pretransform["downsampling_ratio"])
         self.max_latents = int(model_config["sample_size"]) // self.downsampling_ratio
         self.sample_rate = int(model_config["sample_rate"])
+        self.objective = str(model_config["model"]["diffusion"].get("diffusion_objective", "v"))
         for name in ("prompt_tokens", "downsampling_ratio", "max_latents", "sample_rate"):
             if not 0 < getattr(self, name) < 2**20:
                 raise ValueError(f"{name} {getattr(self, name)}, which must be in 1..{2**20 - 1}")

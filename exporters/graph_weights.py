@@ -17,7 +17,14 @@ from .linears import DIT_PREFIX
 from .pretransforms import decoder_from_config, encoder_from_config, has_encoder
 
 # Parts of the DiT's names that run once a prompt; all others run at every step.
-_ONCE = ("to_cond_embed.", "to_global_embed.", "to_timestep_embed.", "timestep_features.", ".cross_attn.to_kv.")
+_ONCE = (
+    "to_cond_embed.",
+    "to_global_embed.",
+    "to_timestep_embed.",
+    "timestep_features.",
+    ".cross_attn.to_kv.",
+    ".cross_attn.k_norm.",
+)
 
 Shape = tuple[int, ...]
 

@@ -61,7 +61,7 @@ class Linear:
 
 def block_linears(config: DiTConfig) -> list[Linear]:
     """The 7 x depth Linears in order. `to_kv` runs in the conditioning graph, the others in the step graph."""
-    d, c, inner = config.embed_dim, config.cond_token_dim, config.ff_inner
+    d, c, inner = config.embed_dim, config.context_dim, config.ff_inner
     linears = []
     for i in range(config.depth):
         layer = f"transformer.layers.{i}"

@@ -1,4 +1,4 @@
-"""The v-prediction denoiser with classifier-free guidance: what stands between a sampler and the step engine."""
+"""The denoiser with classifier-free guidance: what stands between a sampler and the step engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .schedule import v_scalings
+from .schedule import Objective
 from .step_engine import Conditioning, StepEngine
 
 Float = NDArray[np.float32]
@@ -16,25 +16,38 @@ Observer = Callable[[int, Mapping[str, Float], Mapping[str, Float]], None]
 
 
 def guide(velocity: Float, cfg_scale: float) -> Float:
-    """Classifier-free guidance: velocity [2, channels, latents] -> u + (c - u) * cfg_scale, [channels, latents]."""
+    """Classifier-free guidance: velocity [2, channels, latents] -> u + (c - u) * cfg_scale, [channels, latents].
+
+    [1, channels, latents], the prompt's alone, is what a scale of 1 leaves of it.
+    """
+    if len(velocity) == 1:
+        return velocity[0]
     conditional, unconditional = velocity
     return unconditional + (conditional - unconditional) * np.float32(cfg_scale)
 
 
 class GuidedDenoiser:
-    """denoise(x [channels, latents], sigma, step) -> denoised: one engine call with both CFG halves as its batch."""
+    """denoise(x [channels, latents], sigma, step) -> denoised: one engine call with both CFG halves as its batch.
+
+    A conditioning of the prompt's half alone makes a batch of one.
+    """
 
     def __init__(
-        self, engine: StepEngine, conditioning: Conditioning, cfg_scale: float, observe: Observer | None = None
+        self,
+        engine: StepEngine,
+        conditioning: Conditioning,
+        cfg_scale: float,
+        objective: Objective,
+        observe: Observer | None = None,
     ):
         self._engine, self._conditioning = engine, conditioning
-        self._scalings = np.stack(v_scalings(conditioning.sigmas), axis=1).tolist()
+        self._scalings = np.stack(objective.scalings(conditioning.sigmas), axis=1).tolist()
         self._cfg_scale = cfg_scale
         self._observe = observe
 
     def __call__(self, x: Float, sigma: float, step: int) -> Float:
         c_skip, c_out, c_in = self._scalings[step]
-        scaled = np.stack((x * c_in,) * 2)
+        scaled = np.stack((x * c_in,) * self._conditioning.batch)
         outputs = self._engine.run(self._conditioning, step, scaled)
         if self._observe is not None:
             self._observe(step, {"x": scaled, **self._conditioning.at(step)}, outputs)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,61 +19,18 @@ from ..engines.errors import UserError, last_line
 from ..engines.manifest import SCALES, step_graphs
 from .denoiser import GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
-from .samplers import SAMPLERS
+from .init_audio import InitAudio
+from .samplers import OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF
 from .scale_tables import ScaleTables, load_scales
-from .schedule import polyexponential_sigmas, sigma_to_t
+from .settings import Settings, check_clips
 from .step_engine import ByGraph, ByStep, Conditioning, StepEngine
 from .tiles import decode_tiles, encode_tiles
 from .tokens import PromptTokenizer
 from .wav import finish
 
 Float = NDArray[np.float32]
-MAX_STEPS = 1000
-MAX_SEED = 2**63 - 1
+HEAVY = 64_000_000  # bytes of weights from which on a graph that runs once a clip does not stay open
 TIME_ROWS = 128  # the conditioning graph embeds so many timesteps at once: one engine for every --steps up to it
-MAX_SIGMA = 1e6  # what lies above would only leave float32
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to sample. Defaults are Stable Audio Open's model card and the paper's: 100 steps, cfg 7, seed 1000.
-
-    >>> import dit_trt
-    >>> dit_trt.Settings(steps=4).sigmas.round(2).tolist()
-    [500.0, 42.17, 3.56, 0.3, 0.0]
-    >>> dit_trt.Settings(steps=0)
-    Traceback (most recent call last):
-    dit_trt.engines.errors.UserError: steps 0 is outside 1..1000
-
-    Raises UserError naming every setting that is out of range.
-    """
-
-    steps: int = 100
-    sampler: str = "dpmpp-3m-sde"
-    cfg_scale: float = 7.0
-    seed: int = 1000
-    sigma_min: float = 0.3
-    sigma_max: float = 500.0
-
-    def __post_init__(self) -> None:
-        faults = []
-        if not 1 <= self.steps <= MAX_STEPS:
-            faults.append(f"steps {self.steps} is outside 1..{MAX_STEPS}")
-        if self.sampler not in SAMPLERS:
-            faults.append(f"unknown sampler {self.sampler!r} (one of: {', '.join(SAMPLERS)})")
-        if not 0 <= self.cfg_scale <= 100:
-            faults.append(f"cfg {self.cfg_scale} is outside 0..100")
-        if not 0 <= self.seed <= MAX_SEED:
-            faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        if not 0 < self.sigma_min < self.sigma_max <= MAX_SIGMA:
-            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max <= 1e6")
-        if faults:
-            raise UserError("; ".join(faults))
-
-    @property
-    def sigmas(self) -> NDArray[np.float64]:
-        """[steps + 1]"""
-        return polyexponential_sigmas(self.steps, self.sigma_min, self.sigma_max)
 
 
 @dataclass(frozen=True)
@@ -112,7 +70,8 @@ class Pipeline:
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
         self._device = device
-        self._engines: dict[tuple[str, int], Engine] = {}
+        self._engines: dict[tuple[str, int, int, int], Engine] = {}
+        self._step_engines: dict[tuple[int, int], StepEngine] = {}
 
     @classmethod
     def open(cls, bundle: str | os.PathLike[str] | None = None, device: str | None = None) -> Pipeline:
@@ -130,9 +89,23 @@ class Pipeline:
     def max_seconds(self) -> float:
         return self.sizes["max_latents"] * self.sizes["downsampling_ratio"] / self.sample_rate
 
+    @property
+    def objective(self) -> str:
+        """What the model was trained to predict: `v` or `rf_denoiser`."""
+        sampler = self.bundle.manifest["schedule"]["sampler"]
+        if sampler not in OBJECTIVE_OF:
+            raise UserError(f"the bundle {self.bundle.folder.name} is for a sampler {sampler!r} of another version")
+        return OBJECTIVE_OF[sampler]
+
+    def settings(self, **chosen: object) -> Settings:
+        """The model's own defaults, with those of `Settings` that are chosen in their place."""
+        schedule = self.bundle.manifest["schedule"]
+        own: dict[str, Any] = {"cfg_scale" if name == "cfg" else name: value for name, value in schedule.items()}
+        return Settings(**(own | chosen))
+
     def __call__(self, prompt: str, seconds: float | None = None, **settings: object) -> tuple[Float, int]:
         """One prompt -> audio float32 [2, samples] in -1..1 and its sample rate. Settings are those of `Settings`."""
-        clip = next(iter(self.generate([prompt], Settings(**settings), seconds)))  # type: ignore[arg-type]
+        clip = next(iter(self.generate([prompt], self.settings(**settings), seconds)))
         return clip.audio, clip.sample_rate
 
     def generate(
@@ -143,15 +116,26 @@ class Pipeline:
         negative_prompt: str | None = None,
         num_variations: int = 1,
         on_step: Callable[[int, int], object] = lambda clip, step: None,
+        short_window: bool = False,
+        init_audio: InitAudio | None = None,
     ) -> Iterator[Clip]:
         """Clips of every prompt and variation, in order; the i-th has seed + i and equals its single run exactly.
 
         on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the
         first clip for a bad argument.
+        short_window: compute no more latents than `seconds` needs, which is faster, though the model was trained on
+        windows of its full length; by default that is computed and trimmed. init_audio: see InitAudio.
         """
-        settings = settings or Settings()
+        settings = settings or self.settings()
         seconds = self.check_seconds(seconds)
         check_clips(prompts, settings, num_variations, negative_prompt)
+        self.check_sampler(settings)
+        window = self.window(seconds) if short_window else None
+        start = None
+        if init_audio is not None:
+            settings = init_audio.settings(settings)
+            with self._fitting():
+                start = init_audio.encoded(self, window or self.sizes["max_latents"])
         index = 0
         for prompt in prompts:
             with self._fitting():
@@ -164,9 +148,10 @@ class Pipeline:
                     times.append(time.perf_counter())
                     on_step(clip, step)
 
-                latents = self.sample(conditioning, one, stepped)
+                latents = self.sample(conditioning, one, stepped, window=window, start=start)
                 with self._fitting():
                     audio = finish(self.decode(latents), round(seconds * self.sample_rate))
+                self._release("decoder")
                 elapsed = tuple(np.diff(times).tolist())
                 yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
                 index += 1
@@ -191,6 +176,17 @@ class Pipeline:
             raise UserError(f"seconds {seconds:g} is outside 0.1..{self.max_seconds:.2f}, this model's longest")
         return min(seconds, self.max_seconds)
 
+    def check_sampler(self, settings: Settings) -> None:
+        """Raises UserError for a sampler of models of another objective."""
+        if OBJECTIVE_OF[settings.sampler] != self.objective:
+            own = ", ".join(SAMPLERS_OF[self.objective])
+            raise UserError(f"the sampler {settings.sampler} is not for this model ({self.objective}); it has: {own}")
+
+    def window(self, seconds: float) -> int:
+        """The fewest latents that hold so many seconds."""
+        samples = round(seconds * self.sample_rate)
+        return min(-(-samples // self.sizes["downsampling_ratio"]), self.sizes["max_latents"])
+
     def count_cut_tokens(self, prompt: str) -> int:
         """How many tokens of a prompt the model will not see."""
         return self._tokenizer(prompt)[2]
@@ -202,7 +198,8 @@ class Pipeline:
         sigmas = settings.sigmas[:-1]
         texts = [prompt, prompt if negative_prompt is None else negative_prompt]
         embeds = [self._embed(text) for text in texts]
-        t = sigma_to_t(sigmas).astype(np.float32)
+        self._release("text")
+        t = settings.objective.time(sigmas).astype(np.float32)
         rows = -(-len(t) // TIME_ROWS) * TIME_ROWS
         outputs = self.engine("conditioning", rows).run(
             {
@@ -226,12 +223,18 @@ class Pipeline:
         settings: Settings,
         on_step: Callable[[int], object] = lambda step: None,
         observe: Observer | None = None,
+        window: int | None = None,
+        start: tuple[Float, Float] | None = None,
     ) -> Float:
         """The sampling loop -> latents float32 [channels, latents]. All noise comes from the seed, on the CPU.
 
+        window: latents to compute (default: the model's full length). start: mean and standard deviation of the latents
+        to begin at, each [channels, window]. With a guidance scale of 1 the prompt's half alone is run.
         Raises ValueError when the conditioning was made for other noise levels than those of `settings`.
         """
-        engine = self.step_engine
+        if settings.cfg_scale == 1 and not self.always_pairs:
+            conditioning = conditioning.prompt_half()
+        engine = self.step_engine_of(conditioning.batch, window)
         sigmas = settings.sigmas
         if not np.array_equal(sigmas[:-1], conditioning.sigmas):
             raise ValueError("the conditioning is that of another schedule")
@@ -241,21 +244,30 @@ class Pipeline:
         def noise(step: int) -> Float:
             return rng.standard_normal(shape, np.float32)
 
-        guided = GuidedDenoiser(engine, conditioning, settings.cfg_scale, observe)
+        guided = GuidedDenoiser(engine, conditioning, settings.cfg_scale, settings.objective, observe)
 
         def denoise(x: Float, sigma: float, step: int) -> Float:
             with self._fitting():  # what on_step raises is the caller's own
                 return guided(x, sigma, step)
 
         x = noise(0) * np.float32(sigmas[0])
+        if start is not None:
+            mean, stdev = start
+            own = np.random.Generator(np.random.PCG64(np.random.SeedSequence([settings.seed, 1])))
+            latents = mean + stdev * own.standard_normal(shape, np.float32)
+            x = x + latents * np.float32(1 - sigmas[0] if settings.objective.interpolates else 1)
         on_step(-1)
         return SAMPLERS[settings.sampler](denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step))
 
     def decode(self, latents: Float) -> Float:
         """latents [channels, latents] -> audio float32 [1 or 2, samples], not yet normalised."""
-        engine = self.engine("decoder")
+        engine = self.engine("decoder", latents=latents.shape[1])
         if "audio" in engine.outputs:
-            return decode_tiles(lambda part: engine.run({"latents": part[None]})["audio"][0], latents, *self._tiling())
+            _, overlap, ratio = self._tiling()
+            tile = engine.inputs["latents"][2]
+            return decode_tiles(
+                lambda part: engine.run({"latents": part[None]})["audio"][0], latents, tile, overlap, ratio
+            )
         outputs = engine.run({"latents": latents[None]})
         config = self.bundle.manifest["model"]["pretransform"]["config"]
         audio = griffin_lim(
@@ -266,16 +278,21 @@ class Pipeline:
         )
         return audio[None]
 
+    @property
+    def audio_channels(self) -> int:
+        """Of the sound that `encode` takes. Raises UserError when the model has no encoder."""
+        if "encoder_channels" not in self.sizes:
+            raise UserError(f"the model {self.bundle.manifest['model']['name']} has no encoder: it cannot take audio")
+        return self.sizes["encoder_channels"]
+
     def encode(self, audio: Float) -> tuple[Float, Float]:
         """audio float32 [channels, n] in -1..1 at `sample_rate` -> mean, stdev of its latents, [channels, latents].
 
         There are ceil(n / downsampling_ratio) latents, those of the audio followed by silence. Raises UserError when
         the model has no encoder, and for other channels or a longer sound than the model's.
         """
-        if "tile_latents" not in self.sizes:
-            raise UserError(f"the model {self.bundle.manifest['model']['name']} has no encoder: it cannot take audio")
+        channels, samples = self.audio_channels, audio.shape[1]
         tile, overlap, ratio = self._tiling()
-        channels, samples = self.sizes["encoder_channels"], audio.shape[1]
         if audio.shape[0] != channels or not 1 <= samples <= self.sizes["max_latents"] * ratio:
             most = f"{channels} channels and at most {self.max_seconds:.2f} s"
             raise UserError(f"the model takes audio of {most}, not {audio.shape[0]} channels of {samples} samples")
@@ -288,27 +305,53 @@ class Pipeline:
             return outputs["mean"][0], outputs["stdev"][0]
 
         mean, stdev = encode_tiles(encode, padded, tile, overlap, ratio)
+        self._release("encoder")
         return mean[:, :latents], stdev[:, :latents]
 
     def _tiling(self) -> tuple[int, int, int]:
         """tile and overlap in latents, samples a latent"""
         return self.sizes["tile_latents"], self.sizes["tile_overlap"], self.sizes["downsampling_ratio"]
 
-    @cached_property
+    @property
+    def always_pairs(self) -> bool:
+        """Whether the step graph takes both CFG halves or none: it rounds their difference."""
+        recipe = self.bundle.manifest["recipe"]
+        return recipe.get("cfg_pair") == "difference"
+
+    @property
     def step_engine(self) -> StepEngine:
-        """All step graphs of the bundle, compiled."""
-        return StepEngine({graph: self.engine(graph) for graph in step_graphs(self.step_sigmas)}, self.step_sigmas)
+        """All step graphs of the bundle, compiled for both CFG halves and the model's full length."""
+        return self.step_engine_of()
 
-    def engine(self, graph: str, steps: int = 0) -> Engine:
-        """The compiled engine of one of the bundle's graphs (steps: the conditioning graph's rows of t)."""
-        if (graph, steps) not in self._engines:
-            self._engines[graph, steps] = self._open(graph, steps)
-        return self._engines[graph, steps]
+    def step_engine_of(self, batch: int = 2, window: int | None = None) -> StepEngine:
+        """The same for so many CFG halves and latents."""
+        key = batch, window or self.sizes["max_latents"]
+        if key not in self._step_engines:
+            engines = {graph: self.engine(graph, 0, key[1], batch) for graph in step_graphs(self.step_sigmas)}
+            self._step_engines[key] = StepEngine(engines, self.step_sigmas)
+        return self._step_engines[key]
 
-    def _open(self, graph: str, steps: int) -> Engine:
+    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
+        """The compiled engine of one of the bundle's graphs.
+
+        steps: the conditioning graph's rows of t; latents: of a clip (default: the model's full length), which the step
+        graphs and the decoder see; batch: CFG halves of the step graphs.
+        """
+        key = graph, steps, latents or self.sizes["max_latents"], batch
+        if key not in self._engines:
+            self._engines[key] = self._open(*key)
+        return self._engines[key]
+
+    def _release(self, graph: str) -> None:
+        """Free a heavy graph that is not needed for a while: opening it again costs less than keeping it."""
+        if self.bundle.manifest["files"][f"{graph}.onnx.data"]["bytes"] >= HEAVY:
+            for key in [key for key in self._engines if key[0] == graph]:
+                del self._engines[key]
+
+    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
         if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
             raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
-        shapes = graph_shapes(self.sizes, steps, self.step_sigmas)[graph]
+        shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch)[graph]
         files = self.bundle.manifest["files"]
         digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
         return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, digest)
@@ -330,37 +373,26 @@ class Pipeline:
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
 
 
-def check_clips(
-    prompts: Sequence[str], settings: Settings, num_variations: int = 1, negative_prompt: str | None = None
-) -> None:
-    """Raises UserError for what no model could make clips of."""
-    if num_variations < 1:
-        raise UserError(f"num_variations {num_variations} must be 1 or more")
-    if settings.seed + len(prompts) * num_variations - 1 > MAX_SEED:
-        raise UserError(f"seed {settings.seed} leaves no seeds for all clips; give a smaller one")
-    for prompt in prompts:
-        if not prompt.strip():
-            raise UserError('the prompt is empty; say what to hear, for example "dog barking"')
-    for text in (*prompts, negative_prompt or ""):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of argv that are not UTF-8 become these
-            raise UserError(f"the prompt {text[:40]!r} is not UTF-8 text; set your terminal to UTF-8")
-
-
 def graph_shapes(
-    sizes: dict[str, int], steps: int = TIME_ROWS, step_sigmas: Sequence[float] = ()
+    sizes: dict[str, int],
+    steps: int = TIME_ROWS,
+    step_sigmas: Sequence[float] = (),
+    latents: int | None = None,
+    batch: int = 2,
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile.
 
-    steps: rows of t; step_sigmas: the manifest's, there is a step graph more than these.
+    steps: rows of t; step_sigmas: the manifest's, there is a step graph more than these. latents: of the clip (default:
+    the model's full length); batch: CFG halves that the step graphs see.
     """
     s = sizes
-    key = (2, s["num_heads"], s["context_tokens"], s["dim_heads"])
+    key = (batch, s["num_heads"], s["context_tokens"], s["dim_heads"])
     context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
-    latents = s["max_latents"]
+    latents = latents or s["max_latents"]
     tile = s.get("tile_latents")
     step = {
-        "x": (2, s["io_channels"], latents),
-        "global_embed": (2, s["embed_dim"]),
+        "x": (batch, s["io_channels"], latents),
+        "global_embed": (batch, s["embed_dim"]),
         "time_embed": (s["embed_dim"],),
         **({"step_scales": (s["step_scales"],)} if "step_scales" in s else {}),
         **context,
@@ -375,7 +407,7 @@ def graph_shapes(
             "t": (steps,),
         },
         **dict.fromkeys(step_graphs(step_sigmas), step),
-        "decoder": {"latents": (1, s["io_channels"], tile or latents)},
+        "decoder": {"latents": (1, s["io_channels"], min(tile or latents, latents))},
     }
     if tile:
         shapes["encoder"] = {"audio": (1, s["encoder_channels"], tile * s["downsampling_ratio"])}

@@ -1,7 +1,7 @@
-"""DPM-Solver++ samplers: a noisy latent and a falling list of sigmas in, the clean latent out.
+"""Samplers: a noisy latent and a falling list of sigmas in, the clean latent out.
 
-Each is one pure function of `denoise`, which may be a formula, a torch module or an engine. All work in the
-variable lambda = -log(sigma) of Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), h being a step's length in
+Each is one pure function of `denoise`, which may be a formula, a torch module or an engine. The DPM-Solver++ ones
+work in the variable lambda = -log(sigma) of Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), h being a step's length in
 it, and solve the exponential integral with the last one, two or three denoised estimates. Coefficients are
 Python floats, so the latent keeps its own precision (float32 in the product).
 
@@ -135,8 +135,48 @@ def sample_dpmpp_3m_sde(
     return x
 
 
-SAMPLERS: dict[str, Callable[..., Latent]] = {
-    "dpmpp-3m-sde": sample_dpmpp_3m_sde,
-    "dpmpp-2m-sde": sample_dpmpp_2m_sde,
-    "dpmpp-2m": sample_dpmpp_2m,
+def sample_pingpong(
+    denoise: Denoise, x: Latent, sigmas: ArrayLike, noise: Noise, callback: Callback | None = None
+) -> Latent:
+    """Ping-pong sampling of a distilled rectified flow (Stable Audio Open Small): denoise, then noise again, to less.
+
+    x at level sigmas[0], where the flow's x = (1 - sigma) * clean + sigma * noise; sigmas within 0..1.
+    """
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        if callback is not None:
+            callback(step, sigma, denoised)
+        if sigma_next == 0:
+            return denoised
+        x = denoised * (1 - sigma_next) + noise(step) * sigma_next
+    return x
+
+
+def sample_flow_euler(
+    denoise: Denoise, x: Latent, sigmas: ArrayLike, noise: Noise | None = None, callback: Callback | None = None
+) -> Latent:
+    """Euler's method on a rectified flow's ODE, dx / d sigma = (x - D) / sigma: first order, deterministic.
+
+    x and sigmas as for ping-pong. `noise` is there for a common signature and never called.
+    """
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        if callback is not None:
+            callback(step, sigma, denoised)
+        x = x * (sigma_next / sigma) + denoised * (1 - sigma_next / sigma)
+    return x
+
+
+# By the objective that a model was trained for: they do not share noise levels, nor what a velocity is.
+SAMPLERS_OF: dict[str, dict[str, Callable[..., Latent]]] = {
+    "v": {
+        "dpmpp-3m-sde": sample_dpmpp_3m_sde,
+        "dpmpp-2m-sde": sample_dpmpp_2m_sde,
+        "dpmpp-2m": sample_dpmpp_2m,
+    },
+    "rf_denoiser": {"pingpong": sample_pingpong, "euler": sample_flow_euler},
 }
+SAMPLERS = {name: sampler for samplers in SAMPLERS_OF.values() for name, sampler in samplers.items()}
+OBJECTIVE_OF = {name: objective for objective, samplers in SAMPLERS_OF.items() for name in samplers}
+# The last of each is deterministic, for comparisons in which nothing but the velocity may differ.
+DETERMINISTIC = {objective: list(samplers)[-1] for objective, samplers in SAMPLERS_OF.items()}

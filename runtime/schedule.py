@@ -1,11 +1,14 @@
-"""The noise levels of one run: how many steps in, sigmas, model times and v-prediction scalings out.
+"""The noise levels of one run: how many steps in, sigmas, model times and the denoiser's scalings out.
 
 Stable Audio Open runs on a polyexponential schedule, 500 down to 0.3, through a v-prediction denoiser.
 Symbols are those of Karras et al. 2022 (arXiv 2206.00364) with sigma_data = 1; the model's own time is t =
-atan(sigma) * 2 / pi.
+atan(sigma) * 2 / pi. Stable Audio Open Small is a rectified flow: its levels lie in 0..1 and are its time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,3 +47,51 @@ def v_scalings(
     sigma = np.asarray(sigma, dtype=np.float64)
     norm = np.hypot(sigma, 1.0)
     return 1.0 / norm**2, -sigma / norm, 1.0 / norm
+
+
+FLOW_LOGSNR = (-6.0, 2.0)  # stable-audio-tools' sample_rf: where a flow's levels begin and end
+
+
+def flow_sigmas(steps: int, sigma_max: float = 1.0) -> NDArray[np.float64]:
+    """float64 [steps + 1]: levels of a rectified flow, even in log((1 - sigma) / sigma), from `sigma_max` <= 1 to 0.
+
+    Those of stable-audio-tools' sample_rf: sigmoid(-logsnr) from -6, or from the log SNR of `sigma_max`, to 2, then the
+    first is set to sigma_max and the last to 0.
+    """
+    start, end = FLOW_LOGSNR
+    if sigma_max < 1:
+        start = np.log((1 - sigma_max) / sigma_max + 1e-6)
+    sigmas = 1 / (1 + np.exp(np.linspace(start, end, steps + 1)))
+    sigmas[0], sigmas[-1] = sigma_max, 0.0
+    return sigmas
+
+
+def flow_scalings(sigma: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`(c_skip, c_out, c_in)` of a rectified flow: denoised = x - sigma * v(x, sigma)."""
+    sigma = np.asarray(sigma, dtype=np.float64)
+    return np.ones_like(sigma), -sigma, np.ones_like(sigma)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a model was trained to predict, and so how it is sampled.
+
+    sigmas(steps, sigma_min, sigma_max) -> [steps + 1]; time(sigma): the model's own t; scalings(sigma): (c_skip, c_out,
+    c_in). interpolates: noise replaces sound, x = (1 - sigma) * clean + sigma * noise, instead of being added to it.
+    """
+
+    sigmas: Callable[[int, float, float], NDArray[np.float64]]
+    time: Callable[[ArrayLike], NDArray[np.float64]]
+    scalings: Callable[[ArrayLike], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
+    interpolates: bool = False
+
+
+OBJECTIVES = {
+    "v": Objective(polyexponential_sigmas, sigma_to_t, v_scalings),
+    "rf_denoiser": Objective(
+        lambda steps, sigma_min, sigma_max: flow_sigmas(steps, min(sigma_max, 1.0)),
+        lambda sigma: np.asarray(sigma, dtype=np.float64),
+        flow_scalings,
+        interpolates=True,
+    ),
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ class ByStep(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What one prompt and one schedule make of the step engine's inputs, both CFG halves (row 0 the prompt's).
+    """What one prompt and one schedule make of the step engine's inputs, both CFG halves (row 0 is the prompt's).
 
     constants: `global_embed` [2, embed_dim] and `context_k.i`, `context_v.i` [2, heads, tokens, dim_heads];
     steps: by input and then by step, `time_embed` [embed_dim] and, where the graph takes them, `step_scales` [n];
@@ -32,6 +32,15 @@ class Conditioning:
     constants: Mapping[str, Float]
     steps: Mapping[str, ByStep]
     sigmas: NDArray[np.float64]
+
+    @property
+    def batch(self) -> int:
+        """2: both CFG halves; 1: the prompt's alone."""
+        return len(self.constants["global_embed"])
+
+    def prompt_half(self) -> Conditioning:
+        """The same without the unconditional half, which a guidance scale of 1 takes nothing of."""
+        return replace(self, constants={name: value[:1] for name, value in self.constants.items()})
 
     def at(self, step: int) -> dict[str, Float]:
         """The inputs of one step that change from step to step, but for x."""
@@ -74,7 +83,7 @@ class StepEngine:
         return self._names[graph_index(conditioning.sigmas[step], self._step_sigmas)]
 
     def run(self, conditioning: Conditioning, step: int, x: Float) -> dict[str, Float]:
-        """x [2, channels, latents] as the model sees it -> the graph's outputs, `velocity` among them."""
+        """x [batch, channels, latents] as the model sees it -> the graph's outputs, `velocity` among them."""
         index = graph_index(conditioning.sigmas[step], self._step_sigmas)
         inputs = {"x": x, **conditioning.at(step)}
         if self._bound[index] is not conditioning:

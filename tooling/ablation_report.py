@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .ablation_rows import Row
-from .fidelity import IDENTICAL_DB, MEL_BANDS, ROLLOUT_SAMPLER, Trial, bootstrap_median
+from .fidelity import IDENTICAL_DB, MEL_BANDS, Trial, bootstrap_median, deterministic_sampler
 
 _COLUMNS = (
     *("", "smoothing", "range", "worst-step cosine", "mean cosine", "relative error", "final latents, SNR"),
@@ -32,8 +32,9 @@ def markdown(
         f"{settings.steps} steps, cfg {settings.cfg_scale:g}. Cosine and relative error are those of the CFG-combined "
         f"velocity, teacher forced on FP32's trajectory ({settings.sampler}); worst-step is the lowest mean over clips "
         f"of any step, in brackets which. SNR (median over clips) and log-mel distance ({MEL_BANDS} bands, mean "
-        f"absolute difference) are those of own rollouts under {ROLLOUT_SAMPLER}, against FP32's. Latency: median of "
-        "the ratios to SQS on the same backend within interleaved rounds, and its bootstrap interval.",
+        f"absolute difference) are those of own rollouts under {deterministic_sampler(settings)}, against FP32's. "
+        "Latency: median of the ratios to SQS on the same backend within interleaved rounds, and its bootstrap "
+        "interval.",
     ]
     for backend in dict.fromkeys(row.backend for row in rows):
         mine = [row for row in rows if row.backend == backend and row.name in results]

@@ -33,6 +33,7 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.linears import DIT_PREFIX
 from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.samplers import DETERMINISTIC
 from ..runtime.step_engine import StepEngine
 from .contents import bundle_parts
 from .fidelity import bootstrap_median
@@ -210,7 +211,7 @@ def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, preci
     precision: of what is not quantized, where the backend has a choice.
     """
     pipeline = Pipeline(bundle)
-    settings = _settings()
+    settings = _settings(pipeline)
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
     shapes = graph_shapes(pipeline.sizes, step_sigmas=pipeline.step_sigmas)
     engines = {
@@ -228,14 +229,15 @@ def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, preci
 _RECORDED = 4  # the step whose inputs are used, of 8
 
 
-def _settings() -> Settings:
-    return Settings(steps=8, sampler="dpmpp-2m")
+def _settings(pipeline: Pipeline) -> Settings:
+    """Eight deterministic steps with guidance, whatever the model's own are."""
+    return pipeline.settings(steps=8, sampler=DETERMINISTIC[pipeline.objective], cfg_scale=7.0)
 
 
 def _recorded_inputs(bundle: Bundle) -> dict[str, Float]:
     """All inputs of one step in the middle of an FP32 run."""
     pipeline = Pipeline(bundle)
-    settings = _settings()
+    settings = _settings(pipeline)
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
     seen: dict[int, Mapping[str, Float]] = {}
     pipeline.sample(conditioning, settings, observe=lambda step, inputs, _: seen.update({step: inputs}))

@@ -116,7 +116,8 @@ def build_bundle(
 
 def _quantized(checkpoint: Checkpoint, recipe: Recipe, table: Path | None) -> list[QuantizedRange]:
     if recipe.method == "none" or table is None:
-        return [QuantizedRange({}, Smoothing(), Settings().sigmas[:-1])]
+        settings = Settings.of_objective(checkpoint.sizes.objective)
+        return [QuantizedRange({}, Smoothing(), settings.sigmas[:-1])]
     return quantize_model(checkpoint, recipe, load_calibration(table, checkpoint, recipe.needs_rows))
 
 
@@ -181,7 +182,7 @@ def _manifest(
     calibration: dict | None,
 ) -> dict:
     in_int8 = {linear.name for linear in chosen} - set(lost)
-    settings = Settings()
+    settings = Settings.of_objective(checkpoint.sizes.objective)
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
         "backend": backend,

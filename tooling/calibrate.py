@@ -95,7 +95,9 @@ def _run(checkpoint: Checkpoint, reference: Bundle, plan: Plan, on_step: Callabl
     for index in range(journal.finished_prompts, len(plan.prompts)):
         journal.begin(index)
         settings = replace(plan.settings, seed=plan.settings.seed + index)
-        conditioning = pipeline.condition(plan.prompts[index], settings, seconds)
+        # Without guidance no unconditional half is ever computed: both are then the prompt's.
+        other = plan.prompts[index] if settings.cfg_scale == 1 else None
+        conditioning = pipeline.condition(plan.prompts[index], settings, seconds, other)
 
         def stepped(step: int, index: int = index) -> None:
             on_step(index * plan.settings.steps + step + 1)
@@ -131,9 +133,11 @@ class TappedPipeline(Pipeline):
         super().__init__(reference)
         self._graphs, self._journal = graphs, journal
 
-    def _open(self, graph: str, steps: int) -> Engine:
+    always_pairs = True  # the taps compare the halves
+
+    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
         if graph not in ("conditioning", "step"):
-            return super()._open(graph, steps)
+            return super()._open(graph, steps, latents, batch)
         shapes = {**graph_shapes(self.sizes, steps)[graph], ROWS: (self._journal.rows_per_call(graph),)}
         engine = open_engine(self._backend, self._graphs / f"{graph}.onnx", shapes, self._device)
         return TappedEngine(engine, graph, self._journal)

@@ -107,7 +107,7 @@ def compare(
     of the result, which pass when their cosine reaches `bar`.
     Raises UserError when the two are not of one model.
     """
-    settings = settings or Settings()
+    settings = settings or Pipeline(bundle).settings()
     if bundle.manifest["model"]["digest"] != reference.manifest["model"]["digest"]:
         raise UserError(f"{bundle.folder.name} and {reference.folder.name} were built from different models")
     count = _Counter(on_call)

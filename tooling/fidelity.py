@@ -19,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 from ..runtime.denoiser import guide
 from ..runtime.griffin_lim import stft
 from ..runtime.pipeline import Pipeline, Settings
+from ..runtime.samplers import DETERMINISTIC, OBJECTIVE_OF
 from ..runtime.step_engine import Conditioning
 
 Float = NDArray[np.float32]
 Done = Callable[[int], object]
 IDENTICAL_DB = 200.0
-ROLLOUT_SAMPLER = "dpmpp-2m"  # deterministic: what differs is the velocity, not the noise
 MEL_BANDS = 80
 MEL_RANGE_DB = 80.0
 
@@ -57,7 +57,7 @@ class Fidelity:
     """cosine and relative_error: [clips, steps], of the velocity; snr_db (final latents) and log_mel_db: [clips].
 
     The velocity is the CFG-combined one, teacher forced on FP32's trajectory under the trial's sampler; latents and
-    sound are those of own rollouts under dpmpp-2m. Where a pipeline gives NaN or infinity, so does its number here.
+    sound are those of own rollouts under a deterministic sampler. What gives NaN or infinity has a number like it.
     """
 
     cosine: NDArray[np.float64]
@@ -108,11 +108,16 @@ def trajectory(
     return np.stack(xs), np.stack(velocities)
 
 
+def deterministic_sampler(settings: Settings) -> str:
+    """Of the same objective: what differs under it is the velocity, not the noise."""
+    return DETERMINISTIC[OBJECTIVE_OF[settings.sampler]]
+
+
 def rollout(
     pipeline: Pipeline, conditioning: Conditioning, settings: Settings, on_step: Done = lambda step: None
 ) -> Float:
     """Final latents [channels, latents] under the sampler in which nothing but the velocity differs."""
-    return pipeline.sample(conditioning, replace(settings, sampler=ROLLOUT_SAMPLER), on_step)
+    return pipeline.sample(conditioning, replace(settings, sampler=deterministic_sampler(settings)), on_step)
 
 
 def record(reference: Pipeline, trial: Trial, folder: Path, done: Done = lambda calls: None) -> Path:

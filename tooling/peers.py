@@ -67,8 +67,10 @@ class PeerPipeline(Pipeline):
         super().__init__(reference)
         self._step = step
 
-    def engine(self, graph: str, steps: int = 0) -> Engine:
-        return self._step if graph == "step" else super().engine(graph, steps)
+    always_pairs = True  # its engine has one shape
+
+    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
+        return self._step if graph == "step" else super().engine(graph, steps, latents, batch)
 
 
 # -------------------- what they calibrate on

@@ -26,7 +26,7 @@ class BuildPlan:
 
     parts: expected bytes by part of the bundle; data_files: those of the graphs' data files, up to the padding after
     the last weight (< 64 bytes). table: where it comes from and what kept another from being used, see workflow; None
-    when the recipe needs no calibration.
+    when the recipe needs no calibration. steps: of a calibration's every run.
     """
 
     recipe: Recipe
@@ -37,6 +37,7 @@ class BuildPlan:
     float_size_bytes: int
     table: TableAtHand | None
     bundle: Path | None
+    steps: int
 
     @property
     def size_bytes(self) -> int:
@@ -72,14 +73,16 @@ def plan_build(
             facts = table_facts(table.path)
     if output is None and (table is None or table.path is not None):
         output = bundles_folder() / bundle_name(checkpoint, recipe, backend, facts, device)
-    sizes = part_sizes(checkpoint, recipe, calibration.steps)
+    steps = calibration.settings(checkpoint).steps
+    sizes = part_sizes(checkpoint, recipe, steps)
     return BuildPlan(
         recipe,
         backend,
         layers(checkpoint.linears, recipe),
         sizes.parts,
         sizes.data_files,
-        sum(part_sizes(checkpoint, Recipe("none"), calibration.steps).parts.values()),
+        sum(part_sizes(checkpoint, Recipe("none"), steps).parts.values()),
         table,
         output,
+        steps,
     )

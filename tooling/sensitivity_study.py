@@ -147,7 +147,8 @@ class Study:
     ):
         self.recipe, self.checkpoint = recipe, Checkpoint.open(model)
         self.parts = parts_of(recipe.chosen(self.checkpoint.linears), by)
-        self._prompts, self._steps_sampled, self._settings = prompts, steps_sampled, settings or Settings()
+        self._prompts, self._steps_sampled = prompts, steps_sampled
+        self._settings = settings or Settings.of_objective(self.checkpoint.sizes.objective)
         self._options, self._watch, self._say = calibration or CalibrationOptions(), watch, say
         self._probe: Probe | None = None
 

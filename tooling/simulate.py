@@ -225,8 +225,10 @@ class SimulatedPipeline(Pipeline):
             "step": _TorchEngine(model.step, shapes["step"]),
         }
 
-    def engine(self, graph: str, steps: int = 0) -> Engine:
-        return self._simulated.get(graph) or super().engine(graph, steps)
+    always_pairs = True
+
+    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
+        return self._simulated.get(graph) or super().engine(graph, steps, latents, batch)
 
     def condition(self, prompt: str, settings: Settings, *args: Any, **options: Any) -> Conditioning:
         found = super().condition(prompt, settings, *args, **options)

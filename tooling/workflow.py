@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
@@ -46,13 +46,13 @@ class CalibrationOptions:
     """What a user may choose about calibration. The defaults are the paper's: 50 prompts, 100 steps.
 
     prompts: a file with one prompt a line, or an AudioCaps CSV; None for our own fifty. num_prompts of them are drawn;
-    None: fifty, or all of a shorter file.
+    None: fifty, or all of a shorter file. steps: of every run; None: what the model is sampled with by default.
     """
 
     prompts: str | Path | None = None
     num_prompts: int | None = None
     prompt_seed: int = 0
-    steps: int = 100
+    steps: int | None = None
     recalibrate: bool = False
 
     def chosen(self) -> list[str]:
@@ -63,10 +63,16 @@ class CalibrationOptions:
 
     def is_default(self) -> bool:
         """Whether these are the paper's, however they were said: what a shipped table was made with."""
-        return self in (CalibrationOptions(), CalibrationOptions(num_prompts=NUM_PROMPTS))
+        own = replace(self, num_prompts=self.num_prompts or NUM_PROMPTS, steps=self.steps or Settings().steps)
+        return own == CalibrationOptions(num_prompts=NUM_PROMPTS, steps=Settings().steps)
+
+    def settings(self, checkpoint: Checkpoint) -> Settings:
+        """How the runs are sampled: as the model is by default, but for the steps."""
+        own = Settings.of_objective(checkpoint.sizes.objective)
+        return own if self.steps is None else replace(own, steps=self.steps)
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
-        return Plan(checkpoint.digest, tuple(self.chosen()), Settings(steps=self.steps))
+        return Plan(checkpoint.digest, tuple(self.chosen()), self.settings(checkpoint))
 
 
 def build(
@@ -134,8 +140,8 @@ def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions, recipe: R
 
     Raises UserError when no table of so many steps could.
     """
-    check_groups(recipe, options.steps)
     plan = options.plan(checkpoint)
+    check_groups(recipe, plan.settings.steps)
     found: list[tuple[Path, str]] = []
     if options.is_default() and (shipped := shipped_table(checkpoint)) is not None:
         found.append((shipped, "shipped"))
@@ -180,6 +186,6 @@ def calibration_table(
     plan = options.plan(checkpoint)
     fresh = options.recalibrate or (found.lacks is not None and plan.table.is_file())
     reference = reference_bundle(checkpoint, backend, say)
-    say(f"calibrating with {len(plan.prompts)} prompts x {options.steps} steps; Ctrl-C keeps what is done")
+    say(f"calibrating with {len(plan.prompts)} prompts x {plan.settings.steps} steps; Ctrl-C keeps what is done")
     with watch("calibrating", plan.calls) as done:
         return calibrate(checkpoint, reference, plan, done, fresh)

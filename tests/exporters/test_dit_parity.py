@@ -16,8 +16,10 @@ CONFIGS = {  # name: (sizes, latents); odd lengths, two or three query heads to 
     "two heads a key, 64": (DiTConfig(8, 256, 2, 4, 128, 96), 17),
     "three heads a key, 32": (DiTConfig(6, 192, 3, 6, 64, 40), 33),
     "one head a key, 128": (DiTConfig(4, 256, 1, 2, 256, 32), 1),
+    "heads normed, tokens projected": (DiTConfig(8, 256, 2, 2, 48, 96, project_cond_tokens=True, qk_norm=True), 17),
 }
 sizes = pytest.mark.parametrize(("config", "latents"), CONFIGS.values(), ids=CONFIGS)
+OPEN_1 = {name: case for name, case in CONFIGS.items() if not case[0].qk_norm}  # diffusers knows no other
 
 
 def randomize(module, seed=0):
@@ -29,7 +31,7 @@ def randomize(module, seed=0):
             continue
         random = torch.randn(value.shape, generator=generator)
         with torch.no_grad():
-            if leaf == "gamma":
+            if leaf == "gamma" or ".q_norm.weight" in name or ".k_norm.weight" in name:
                 value.copy_(1 + 0.3 * random)
             elif value.ndim > 1 and "timestep_features" not in name:
                 value.copy_(random * 1.5 / value[0].numel() ** 0.5)
@@ -69,8 +71,9 @@ def model_config(config, **changes):
                     "num_heads": config.num_heads,
                     "cond_token_dim": config.cond_token_dim,
                     "global_cond_dim": config.global_cond_dim,
-                    "project_cond_tokens": False,
+                    "project_cond_tokens": config.project_cond_tokens,
                     "transformer_type": "continuous_transformer",
+                    **({"attn_kwargs": {"qk_norm": "ln"}} if config.qk_norm else {}),
                     **changes,
                 },
             }
@@ -172,7 +175,7 @@ def to_diffusers(state):
     return renamed
 
 
-@sizes
+@pytest.mark.parametrize(("config", "latents"), OPEN_1.values(), ids=OPEN_1)
 @torch.no_grad()
 def test_equals_diffusers(config, latents):
     module = require("diffusers.models.transformers.stable_audio_transformer")
@@ -284,12 +287,14 @@ def test_all_unsupported_settings_are_named_at_once():
         patch_size=2,
         num_memory_tokens=64,
         global_cond_type="adaLN",
-        attn_kwargs={"qk_norm": "ln"},
+        attn_kwargs={"qk_norm": "l2"},
+        project_cond_tokens="yes",
         ff_kwargs={"mult": 4, "use_conv": True},
         depth=0,
     )
     config["model"]["diffusion"]["type"] = "udit"
     config["model"]["diffusion"]["diffusion_objective"] = "rectified_flow"
+    config["model"]["diffusion"]["prepend_cond_ids"] = ["prompt"]
     config["model_type"] = "autoencoder"
     message = refused(config)
     for name in (
@@ -299,7 +304,9 @@ def test_all_unsupported_settings_are_named_at_once():
         "patch_size=2",
         "num_memory_tokens=64",
         "global_cond_type='adaLN'",
-        "attn_kwargs.qk_norm='ln'",
+        "attn_kwargs.qk_norm='l2'",
+        "project_cond_tokens='yes'",
+        "prepend_cond_ids=['prompt']",
         "use_conv=True",
         "depth=0",
     ):
@@ -316,10 +323,10 @@ def test_a_missing_or_wrong_size_is_named(name, value):
     assert name in refused(model_config(CONFIGS["two heads a key, 64"][0], **{name: value}))
 
 
-def test_projected_tokens_are_the_default_and_not_supported():
+def test_projected_tokens_are_the_default_as_in_stable_audio_tools():
     config = model_config(CONFIGS["two heads a key, 64"][0])
     del config["model"]["diffusion"]["config"]["project_cond_tokens"]
-    assert "project_cond_tokens=True" in refused(config)
+    assert DiTConfig.from_model_config(config).project_cond_tokens
 
 
 @pytest.mark.parametrize(
@@ -347,3 +354,11 @@ def test_the_published_sizes_of_stable_audio_open():
     assert sum(p.numel() for p in model.parameters()) == 1_056_828_544
     assert sum(b.numel() for b in model.buffers()) == 110_608
     assert (config.dim_heads, config.kv_heads, config.rotary_dim, config.ff_inner) == (64, 12, 32, 6144)
+
+
+def test_the_published_sizes_of_stable_audio_open_small():
+    config = DiTConfig(64, 1024, 16, 8, 768, 768, project_cond_tokens=True, qk_norm=True)
+    with torch.device("meta"):
+        model = DiffusionTransformer(config)
+    assert sum(p.numel() for p in model.parameters()) == 340_879_488
+    assert (config.dim_heads, config.kv_heads, config.rotary_dim, config.context_dim) == (128, 8, 64, 1024)

@@ -128,7 +128,7 @@ def test_long_prompts_are_cut_and_counted(pipeline: Pipeline) -> None:
     [
         ({"steps": 0}, "steps 0 is outside 1..1000"),
         ({"steps": 1001}, "steps 1001"),
-        ({"sampler": "euler"}, "unknown sampler 'euler'"),
+        ({"sampler": "heun"}, "unknown sampler 'heun'"),
         ({"cfg_scale": -1}, "cfg -1"),
         ({"cfg_scale": float("nan")}, "cfg nan"),
         ({"seed": -1}, "seed -1"),

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_trt.runtime.samplers import SAMPLERS, sample_dpmpp_2m
-from dit_trt.runtime.schedule import polyexponential_sigmas, sigma_to_t, v_scalings
-from peers import k_diffusion
+from dit_trt.engines.errors import UserError
+from dit_trt.runtime.samplers import DETERMINISTIC, OBJECTIVE_OF, SAMPLERS, sample_dpmpp_2m
+from dit_trt.runtime.schedule import OBJECTIVES, flow_sigmas, polyexponential_sigmas, sigma_to_t, v_scalings
+from dit_trt.runtime.settings import Settings
+from peers import k_diffusion, stable_audio_tools
 
 SHAPE = (2, 4, 9)
 RUNS = [
@@ -24,13 +26,17 @@ def toy_velocity(x, t):
     return lib.sin(3 * x + 5 * t) + 0.3 * lib.cos(x * x) - 0.5 * t * x
 
 
-def our_denoise(x, sigma, step):
+def our_v_denoise(x, sigma, step):
     c_skip, c_out, c_in = (float(c) for c in v_scalings(sigma))
     return toy_velocity(x * c_in, float(sigma_to_t(sigma))) * c_out + x * c_skip
 
 
-def start(steps, rng, dtype=np.float64, rho=1.0):
-    sigmas = polyexponential_sigmas(steps, rho=rho)
+def our_flow_denoise(x, sigma, step):
+    return x - toy_velocity(x, sigma) * sigma
+
+
+def start(steps, rng, dtype=np.float64, rho=1.0, flow=False):
+    sigmas = flow_sigmas(steps) if flow else polyexponential_sigmas(steps, rho=rho)
     normals = rng.standard_normal((steps, *SHAPE)).astype(dtype)
     return sigmas, (rng.standard_normal(SHAPE) * sigmas[0]).astype(dtype), normals
 
@@ -63,7 +69,7 @@ def test_every_step_equals_k_diffusion(name, reference, rho, steps):
 
     def recorded(x, sigma, step):
         ours.append(x)
-        return our_denoise(x, sigma, step)
+        return our_v_denoise(x, sigma, step)
 
     result = SAMPLERS[name](recorded, x, sigmas, lambda step: normals[step], lambda step, sigma, d: denoised.append(d))
     assert len(ours) == len(theirs) == steps
@@ -77,13 +83,72 @@ def test_every_step_equals_k_diffusion(name, reference, rho, steps):
 def test_the_samplers_differ_from_each_other():
     """Guards the comparison above: a swapped entry of the table would show."""
     sigmas, x, normals = start(25, np.random.default_rng(0))
-    results = [SAMPLERS[name](our_denoise, x, sigmas, lambda step: normals[step]) for name, _ in RUNS]
+    results = [SAMPLERS[name](our_v_denoise, x, sigmas, lambda step: normals[step]) for name, _ in RUNS]
     assert all(closest(a, b) > 1e-3 for a, b in [results[:2], results[1:], results[::2]])
+
+
+@pytest.mark.parametrize("steps", [1, 8, 30])
+@pytest.mark.parametrize("sigma_max", [1.0, 0.6])
+@pytest.mark.parametrize("name", ["pingpong", "euler"])
+def test_flows_equal_stable_audio_tools(name, sigma_max, steps, monkeypatch):
+    """Its sample_rf: the levels, the mix of sound and noise at the start, and every latent after it."""
+    theirs = stable_audio_tools("inference.sampling")
+    rng = np.random.default_rng(steps)
+    clean, noise = (rng.standard_normal((1, *SHAPE)) for _ in range(2))
+    normals = rng.standard_normal((steps, 1, *SHAPE))
+    pending = iter(normals)
+    monkeypatch.setattr(theirs.torch, "randn_like", lambda x: torch.from_numpy(next(pending)))
+    monkeypatch.setattr(theirs, "trange", lambda n, **_: range(n))
+    seen = []
+
+    def velocity(x, t, **_):
+        seen.append((float(t[0]), x.numpy().copy()))
+        return toy_velocity(x, t[:, None, None, None])
+
+    expected = theirs.sample_rf(
+        velocity,
+        torch.from_numpy(noise),
+        init_data=torch.from_numpy(clean) if sigma_max < 1 else None,
+        steps=steps,
+        sampler_type=name,
+        sigma_max=sigma_max,
+    )
+    flow = OBJECTIVES["rf_denoiser"]
+    sigmas = flow.sigmas(steps, 0.3, sigma_max)
+    assert flow.interpolates and flow.time(sigmas[0]) == sigma_max
+    ours = []
+
+    def denoise(x, sigma, step):
+        c_skip, c_out, c_in = (float(c) for c in flow.scalings(sigma))
+        ours.append((float(flow.time(sigma)), x))
+        return x * c_skip + toy_velocity(x * c_in, float(flow.time(sigma))) * c_out
+
+    begin = noise if sigma_max == 1 else clean * (1 - sigma_max) + noise * sigma_max
+    result = SAMPLERS[name](denoise, begin, sigmas, lambda step: normals[step])
+    assert len(ours) == len(seen) == steps
+    for (t, x), (expected_t, expected_x) in zip(ours, seen):
+        assert t == pytest.approx(expected_t, rel=1e-5)  # theirs are float32
+        assert closest(x, expected_x) < 1e-5
+    assert closest(result, expected) < 1e-5
+
+
+def test_settings_know_whose_samplers_they_are():
+    assert Settings.of_objective("v") == Settings()
+    own = Settings.of_objective("rf_denoiser")
+    assert (own.steps, own.sampler, own.cfg_scale) == (8, "pingpong", 1)
+    assert own.sigmas[0] == 1 and own.sigmas[-1] == 0 and len(own.sigmas) == 9
+    assert Settings(sampler="euler", steps=8).sigmas.tolist() == own.sigmas.tolist(), "no level of a flow is above 1"
+    assert Settings(sampler="euler", sigma_max=0.2).sigmas[0] == 0.2, "sigma_min is not one of a flow's"
+    with pytest.raises(UserError, match=r"sigma_min 0\.3 and sigma_max 0\.2"):
+        Settings(sigma_max=0.2)
+    assert {OBJECTIVE_OF[name]: name for name in DETERMINISTIC.values()} == DETERMINISTIC
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_float32_stays_float32_and_near_float64(name):
-    sigmas, x, normals = start(25, np.random.default_rng(3))
+    flow = OBJECTIVE_OF[name] != "v"
+    our_denoise = our_flow_denoise if flow else our_v_denoise
+    sigmas, x, normals = start(25, np.random.default_rng(3), flow=flow)
     exact = SAMPLERS[name](our_denoise, x, sigmas, lambda step: normals[step])
     single = normals.astype(np.float32)
     dtypes = []
@@ -103,12 +168,13 @@ def test_float32_stays_float32_and_near_float64(name):
 @given(steps=st.integers(1, 40), seed=st.integers(0, 999))
 def test_a_denoiser_that_knows_the_answer_reaches_it(name, steps, seed):
     rng = np.random.default_rng(seed)
-    sigmas, x, normals = start(steps, rng, np.float32)
+    flow = OBJECTIVE_OF[name] != "v"
+    sigmas, x, normals = start(steps, rng, np.float32, flow=flow)
     answer = rng.standard_normal(SHAPE).astype(np.float32)
     seen = []
 
     def denoise(x, sigma, step):
-        seen.append(float(np.abs(x - answer).max()) / sigma)
+        seen.append(float(np.abs(x - answer * (1 - sigma if flow else 1)).max()) / sigma)
         return answer
 
     np.testing.assert_array_equal(SAMPLERS[name](denoise, x, sigmas, lambda step: normals[step]), answer)
@@ -132,12 +198,12 @@ def test_order_of_calls(name):
         assert denoised.flat[0] == step
         events.append(("callback", step, sigma))
 
-    sigmas = polyexponential_sigmas(4)
+    sigmas = flow_sigmas(4) if OBJECTIVE_OF[name] != "v" else polyexponential_sigmas(4)
     SAMPLERS[name](denoise, np.ones(SHAPE), sigmas, noise, callback)
     expected = []
     for step, sigma in enumerate(sigmas[:-1]):
         expected += [("denoise", step, sigma), ("callback", step, sigma)]
-        if name != "dpmpp-2m" and step < 3:
+        if name not in DETERMINISTIC.values() and step < 3:
             expected.append(("noise", step))
     assert events == expected
 
@@ -145,7 +211,7 @@ def test_order_of_calls(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_starting_latent_is_left_alone(name):
     x = np.ones(SHAPE)
-    SAMPLERS[name](our_denoise, x, polyexponential_sigmas(5), lambda step: np.ones(SHAPE))
+    SAMPLERS[name](our_v_denoise, x, polyexponential_sigmas(5), lambda step: np.ones(SHAPE))
     assert (x == 1).all()
 
 
@@ -155,8 +221,8 @@ def test_the_deterministic_sampler_needs_no_noise():
     def refuse(step):
         raise AssertionError("noise was drawn")
 
-    first = sample_dpmpp_2m(our_denoise, x, sigmas, refuse)
-    np.testing.assert_array_equal(first, sample_dpmpp_2m(our_denoise, x, sigmas))
+    first = sample_dpmpp_2m(our_v_denoise, x, sigmas, refuse)
+    np.testing.assert_array_equal(first, sample_dpmpp_2m(our_v_denoise, x, sigmas))
 
 
 def test_schedule_of_stable_audio_open():

@@ -95,7 +95,7 @@ def test_an_output_that_is_no_bundle_is_refused_before_the_calibration(tiny, tmp
         (["--cfg", "101"], "cfg 101.0 is outside 0..100"),
         (["--cfg", "nan"], "cfg nan is outside 0..100"),
         (["--seed", "-1"], "seed -1 is outside 0.."),
-        (["--sampler", "euler"], "unknown sampler 'euler' (one of: dpmpp-3m-sde,"),
+        (["--sampler", "heun"], "unknown sampler 'heun' (one of: dpmpp-3m-sde,"),
         (["--steps", "0", "--cfg", "-1"], "steps 0 is outside 1..1000; cfg -1.0"),
         (["--num-variations", "0"], "--num-variations"),
         (["--output", "clip.mp3"], "only .wav is written"),

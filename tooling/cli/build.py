@@ -57,9 +57,7 @@ calibration = partial(click.option, cls=GroupedOption, group="Calibration")
     "--calib-steps",
     metavar="N",
     type=click.IntRange(1, 1000),
-    default=100,
-    show_default=True,
-    help="Sampling steps of every run.",
+    help="Sampling steps of every run (default: the model's own, 100).",
 )
 @calibration("--recalibrate", is_flag=True, help="Use no shipped or cached table.")
 @dit_command
@@ -74,7 +72,7 @@ def command(
     prompts: str | None,
     num_prompts: int | None,
     prompt_seed: int,
-    calib_steps: int,
+    calib_steps: int | None,
     recalibrate: bool,
     **recipe_fields: Any,
 ) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,8 +35,8 @@ Examples:
 )
 @click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.95 for w8a8, 0.92 for w4a8).")
 @click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
-@click.option("--steps", default=100, show_default=True, help="Sampling steps.")
-@click.option("--cfg", default=7.0, show_default=True, help="Classifier-free guidance scale.")
+@click.option("--steps", type=int, help="Sampling steps (default: the model's own, 100 or 8).")
+@click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own, 7 or 1).")
 @click.option(
     "--simulate",
     is_flag=True,
@@ -48,8 +48,8 @@ def command(
     against: str | None,
     min_cosine: float | None,
     num_prompts: int,
-    steps: int,
-    cfg: float,
+    steps: int | None,
+    cfg: float | None,
     simulate: bool,
 ) -> dict:
     """Compare a quantized bundle with FP32, step by step.
@@ -60,10 +60,13 @@ def command(
     from ...calib_data.reader import heldout_prompts
     from ...engines.bundle import find_bundle
     from ...engines.home import home
-    from ...runtime.pipeline import Settings
+    from ...runtime.pipeline import Pipeline
+    from ...runtime.settings import Settings
 
+    given = {"steps": steps, "cfg_scale": cfg}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with usage():
-        settings = Settings(steps=steps, cfg_scale=cfg)
+        Settings(**chosen)
     prompts = heldout_prompts()
     if not 1 <= num_prompts <= len(prompts):
         raise UsageError(f"--num-prompts {num_prompts} is outside 1..{len(prompts)}")
@@ -72,6 +75,8 @@ def command(
     if simulate and against is not None:
         raise UsageError("--simulate compares with FP32 of the same checkpoint; leave out --against")
     found = find_bundle(bundle, quantized=True)
+    settings = Pipeline(found).settings(**chosen)
+    steps = settings.steps
 
     from ..diff import compare
 

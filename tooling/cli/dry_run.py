@@ -27,7 +27,7 @@ def show_plan(plan: BuildPlan, options: CalibrationOptions) -> dict:
     show(f"\nbundle  {megabytes(plan.size_bytes)} (FP32: {megabytes(plan.float_size_bytes)}), within 2 %")
     show(f"        {plan.bundle or 'its name is known once the calibration has run'}")
     if plan.table is not None:
-        run = f"will run, {len(options.chosen())} prompts x {options.steps} steps"
+        run = f"will run, {len(options.chosen())} prompts x {plan.steps} steps"
         origins = {"shipped": "the table shipped with the checkpoint", "cache": "a table from the cache", "to run": run}
         lacks = f"; the table at hand lacks {plan.table.lacks}" if plan.table.lacks else ""
         show(f"calibration  {origins[plan.table.origin]}{lacks}")
@@ -43,7 +43,7 @@ def show_plan(plan: BuildPlan, options: CalibrationOptions) -> dict:
         "float_size_bytes": plan.float_size_bytes,
         "calibration": None
         if plan.table is None
-        else {"table": plan.table.origin, "prompts": len(options.chosen()), "steps": options.steps},
+        else {"table": plan.table.origin, "prompts": len(options.chosen()), "steps": plan.steps},
         "layers": [asdict(layer) for layer in plan.layers],
     }
 

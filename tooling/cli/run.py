@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import statistics
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,30 +23,36 @@ Examples:
   dit-trt run "dog barking"
   dit-trt run "rain" "a rooster crows" --seconds 2 --output clips/
   dit-trt run "dog barking" --num-variations 4 --seed 7
+  dit-trt run "a big dog" --init-audio small.wav --init-noise-level 2
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @click.option("--bundle", metavar="DIR|NAME", shell_complete=bundles, help="Which bundle (default: the newest).")
-@click.option("--steps", default=100, show_default=True, help="Sampling steps.")
+@click.option("--steps", type=int, help="Sampling steps (default: the model's own, 100 or 8).")
 @click.option(
     "--sampler",
-    default="dpmpp-3m-sde",
-    show_default=True,
+    metavar="NAME",
     shell_complete=samplers,
-    help="dpmpp-3m-sde, dpmpp-2m-sde or dpmpp-2m.",
+    help="dpmpp-3m-sde (default), dpmpp-2m-sde or dpmpp-2m; of flows pingpong (default) or euler.",
 )
-@click.option("--cfg", default=7.0, show_default=True, help="Classifier-free guidance scale.")
+@click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own, 7 or 1).")
 @click.option("--seed", default=1000, show_default=True, help="Clip i uses seed + i.")
-@click.option("--sigma-min", default=0.3, show_default=True, help="Last noise level.")
-@click.option("--sigma-max", default=500.0, show_default=True, help="First noise level.")
+@click.option("--sigma-min", type=float, help="Last noise level (default: 0.3).")
+@click.option("--sigma-max", type=float, help="First noise level (default: 500; of flows 1).")
 @click.option("--seconds", type=float, help="Length (default: 10, or the model's longest).")
+@click.option("--short-window", is_flag=True, help="Compute no longer than --seconds: faster, less faithful.")
+@click.option("--init-audio", metavar="FILE", shell_complete=files, help="A recording to begin from.")
+@click.option(
+    "--init-noise-level", metavar="S", type=float, help="How far it is noised first (default: 1; of flows 0.5)."
+)
 @click.option("--negative-prompt", metavar="TEXT", help="What it should not sound like.")
 @click.option(
     "--num-variations", type=click.IntRange(1, 1000), default=1, show_default=True, help="Clips of every prompt."
 )
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
+@click.option("--stop-after", metavar="N", type=click.IntRange(1), help="Benchmarks only: N steps and no sound.")
 @click.option(
     "--output",
     metavar="FILE|DIR",
@@ -53,53 +63,96 @@ Examples:
 def command(
     prompts: tuple[str, ...],
     bundle: str | None,
-    steps: int,
-    sampler: str,
-    cfg: float,
+    steps: int | None,
+    sampler: str | None,
+    cfg: float | None,
     seed: int,
-    sigma_min: float,
-    sigma_max: float,
+    sigma_min: float | None,
+    sigma_max: float | None,
     seconds: float | None,
+    short_window: bool,
+    init_audio: str | None,
+    init_noise_level: float | None,
     negative_prompt: str | None,
     num_variations: int,
     device: str | None,
+    stop_after: int | None,
     output: str | None,
 ) -> dict:
     """Generate sound from prompts with an engine bundle."""
-    from ...runtime.pipeline import Pipeline, Settings, check_clips
+    from ...runtime.init_audio import InitAudio
+    from ...runtime.pipeline import Pipeline
+    from ...runtime.settings import Settings, check_clips
     from ...runtime.wav import write_wav
 
-    with usage():
-        settings = Settings(steps, sampler, cfg, seed, sigma_min, sigma_max)
-        check_clips(prompts, settings, num_variations, negative_prompt)
+    given = {
+        **{"steps": steps, "sampler": sampler, "cfg_scale": cfg},
+        **{"sigma_min": sigma_min, "sigma_max": sigma_max, "seed": seed},
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    with usage():  # what no model takes is told before one is opened
+        check_clips(prompts, Settings(**chosen), num_variations, negative_prompt)
         paths = _paths(prompts, num_variations, seed, output)
-    _check_writable(paths[0].parent)
+        if init_noise_level is not None and init_audio is None:
+            raise UserError("--init-noise-level belongs to --init-audio; give both")
+    if stop_after is None:
+        _check_writable(paths[0].parent)
+    start = None if init_audio is None else InitAudio.read(expanded(init_audio), init_noise_level)
     pipeline = Pipeline.open(bundle, device)
+    with usage():
+        settings = pipeline.settings(**chosen)
+        pipeline.check_sampler(settings)
     seconds = pipeline.check_seconds(seconds)
     if bundle is None:
         say(f"bundle {pipeline.bundle.folder.name}")
+    if short_window and pipeline.window(seconds) < pipeline.sizes["max_latents"]:
+        say(f"note: this model was trained on windows of {pipeline.max_seconds:.1f} s; a shorter one may sound worse")
     for prompt in prompts:
         if cut := pipeline.count_cut_tokens(prompt):
             say(f"note: the last {cut} tokens of the prompt {prompt[:40]!r}... are not seen by this model")
+    steps = settings.steps
     times: list[float] = []
-    with progress("sampling", len(paths) * steps) as done:
+    written: list[str] = []
+    with progress("sampling", min(len(paths) * steps, stop_after or sys.maxsize)) as done:
+        begun = time.perf_counter()
 
         def on_step(clip: int, step: int) -> None:
+            nonlocal begun
             done(clip * steps + step + 1)
+            if stop_after is not None:
+                now = time.perf_counter()
+                times.extend([now - begun] * (step >= 0))
+                begun = now
+                if len(times) == stop_after:
+                    raise _Stopped
 
-        clips = pipeline.generate(prompts, settings, seconds, negative_prompt, num_variations, on_step)
-        for path, clip in zip(paths, clips):
-            write_wav(path, clip.audio, clip.sample_rate)
-            times += clip.step_seconds
-            tell(str(path))
+        clips = pipeline.generate(
+            prompts, settings, seconds, negative_prompt, num_variations, on_step, short_window, start
+        )
+        with contextlib.suppress(_Stopped):
+            for path, clip in zip(paths, clips):
+                if stop_after is not None:
+                    continue
+                write_wav(path, clip.audio, clip.sample_rate)
+                times += clip.step_seconds
+                written.append(str(path))
+                tell(str(path))
+    if stop_after is not None:
+        tell(
+            f"stopped after {len(times)} steps, {statistics.median(times):.3f} s a step (median); no sound was written"
+        )
     return {
         "bundle": str(pipeline.bundle.folder),
         "seed": seed,
-        "files": [str(path) for path in paths],
+        "files": written,
         "steps": steps,
         "seconds": seconds,
         "step_ms": round(1000 * statistics.median(times), 3) if times else None,
     }
+
+
+class _Stopped(Exception):
+    """--stop-after is reached."""
 
 
 def _paths(prompts: tuple[str, ...], variations: int, seed: int, output: str | None) -> list[Path]:
