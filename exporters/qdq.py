@@ -25,6 +25,7 @@ from ..engines.base import INT8, Dialect
 from ..engines.errors import UserError
 from .activations import Activations
 from .data_file import DataFile
+from .half import add_half, fits, is_matrix
 from .int4 import Form, allow_int4
 from .low_rank import Branch
 from .pair import Pair
@@ -49,11 +50,13 @@ def write_graph(
     weights: Callable[[str], NDArray],
     quantized: Mapping[str, QuantizedLinear] | None = None,
     dialect: Dialect = INT8,
+    half: bool = False,
 ) -> Written:
     """Write `path` and `path + '.data'`, as the backend of `dialect` wants it.
 
     topology: a graph whose weights are inputs (see float_graphs). weights(name): the float array of an input.
-    quantized: by Linear name; only those of this graph count, the others are ignored.
+    quantized: by Linear name; only those of this graph count, the others are ignored. half: store the other matrices
+    in FP16 (see half).
     """
     model = onnx.ModelProto()
     model.CopyFrom(topology)
@@ -75,8 +78,13 @@ def write_graph(
         ]
         _quantize(rewriting, here, slots, checked, dialect)
         for name in names:
-            if name not in rewriting.replaced:
-                rewriting.constant(name, checked(name))
+            if name in rewriting.replaced:
+                continue
+            weight = checked(name)
+            if half and is_matrix(name, weight.shape) and fits(weight):
+                add_half(rewriting, name, weight)
+            else:
+                rewriting.constant(name, weight)
         slots.finish(rewriting)
         rewriting.finish()
     if any(tensor.data_type == onnx.TensorProto.INT4 for tensor in graph.initializer):

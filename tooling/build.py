@@ -94,7 +94,7 @@ def build_bundle(
         if recipe.groups:
             say(f"{recipe.sqd_weights} keeps {recipe.groups} sets of step weights: the bundle grows with them")
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
-        written = write_graphs(checkpoint, folder, ranges, say, BACKENDS[backend].dialect)
+        written = write_graphs(checkpoint, folder, ranges, say, BACKENDS[backend].dialect, recipe.halves)
         sizes = bundle_sizes(checkpoint)
         if written.step_scales:
             sizes["step_scales"] = written.step_scales

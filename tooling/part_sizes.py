@@ -18,6 +18,8 @@ from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.data_file import ALIGNMENT, INLINE
 from ..exporters.graph_weights import Shape, graph_weights
+from ..exporters.half import GRAPHS as half_graphs
+from ..exporters.half import cast_node, is_matrix
 from ..exporters.linears import DIT_PREFIX, NORMS, SOURCES, Linear
 from .layers import branch_tensors, weight_tensors
 from .recipe import Recipe
@@ -59,9 +61,12 @@ def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
     for kind, weights in graph_weights(checkpoint.config).items():
         here = [linear for linear in chosen if linear.graph == kind]
         slots = _Slots(checkpoint, recipe, here) if recipe.activation_range == "step" and kind == "step" else None
-        tensors = list(_tensors(weights, here, recipe, slots))
+        half = {n for n, shape in weights.items() if recipe.halves and kind in half_graphs and is_matrix(n, shape)}
+        tensors = list(_tensors(weights, here, recipe, slots, half))
         data = sum(ALIGNMENT * math.ceil(size / ALIGNMENT) for size in tensors if size >= INLINE)
         size = data + sum(size for size in tensors if size < INLINE) + _structure(checkpoint, recipe, kind, weights)
+        replaced = {linear.graph_name(part) for linear in here for part in linear.parts}
+        size += sum(cast_node(name).ByteSize() + len(".half") + 3 for name in half - replaced)
         lengths = [int(last - first) for first, last in pairwise(bounds)] if kind == "step" else [steps]
         for graph, length in zip(step_graphs(lengths[1:]) if kind == "step" else (kind,), lengths):
             data_files[graph] = data
@@ -72,8 +77,10 @@ def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
     return PartSizes(parts, data_files)
 
 
-def _tensors(weights: dict[str, Shape], here: Sequence[Linear], recipe: Recipe, slots: _Slots | None) -> Iterator[int]:
-    """Bytes of every weight of a graph."""
+def _tensors(
+    weights: dict[str, Shape], here: Sequence[Linear], recipe: Recipe, slots: _Slots | None, half: set[str]
+) -> Iterator[int]:
+    """Bytes of every weight of a graph; half: those stored in 16 bits."""
     packed = {
         linear.graph_name(part): sizes for linear in here for part, sizes in weight_tensors(linear, recipe).items()
     }
@@ -82,7 +89,7 @@ def _tensors(weights: dict[str, Shape], here: Sequence[Linear], recipe: Recipe, 
         if name in packed:
             yield from packed[name]
         elif name not in moved:
-            yield 4 * math.prod(shape)
+            yield (2 if name in half else 4) * math.prod(shape)
     for linear in here:
         yield from branch_tensors(linear, recipe)
 

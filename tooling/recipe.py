@@ -40,6 +40,7 @@ class Recipe:
     they are, or one of them as its `difference` from the other, whose error guidance does not multiply. For 4-bit
     weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input channels that share a scale, 0
     for all of an output channel; rounding: `nearest` or `gptq`, which makes up for errors, those of a branch, too.
+    decoder_bits: 16 stores the matrices of what runs once a clip in FP16: text encoder, embedders, decoder, encoder.
     """
 
     method: str = "sqs"
@@ -57,6 +58,7 @@ class Recipe:
     w4: str = "expanded"
     group_size: int = 64
     rounding: str = "nearest"
+    decoder_bits: int = 16
 
     def __post_init__(self) -> None:
         self._accept()
@@ -65,6 +67,7 @@ class Recipe:
             raise UserError("; ".join(faults))
         if self.method == "none":
             object.__setattr__(self, "bits", "fp32")
+            object.__setattr__(self, "decoder_bits", 32)
         if self.alpha != "auto":
             object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one recipe, with one hash
 
@@ -74,7 +77,7 @@ class Recipe:
             object.__setattr__(self, "bits_for", tuple(self.bits_for.items()))
         if self.group_size == "channel":
             object.__setattr__(self, "group_size", 0)
-        for name in ("lora_rank", "group_size"):
+        for name in ("lora_rank", "group_size", "decoder_bits"):
             if type(getattr(self, name)) is not int:
                 raise UserError(f"{name} takes a whole number, not {getattr(self, name)!r}")
 
@@ -99,6 +102,8 @@ class Recipe:
             yield f"lora_rank {self.lora_rank} is outside 0..{MAX_RANK}"
         if self.group_size != 0 and not 16 <= self.group_size <= 1024:
             yield f"group_size {self.group_size} is neither 0 (per output channel) nor in 16..1024"
+        if self.decoder_bits not in (16, 32):
+            yield f"decoder_bits {self.decoder_bits} is neither 16 nor 32"
         patterns = [pattern for pattern, _ in self.bits_for]
         if twice := sorted({pattern for pattern in patterns if patterns.count(pattern) > 1}):
             yield f"bits_for names {', '.join(map(repr, twice))} more than once"
@@ -110,7 +115,8 @@ class Recipe:
         """Options that would do nothing, or that no engine can do together."""
         changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.method == "none":
-            if idle := changed - {"method", "bits"}:
+            whole = {"decoder_bits"} if self.decoder_bits == 32 else set()
+            if idle := changed - {"method", "bits"} - whole:
                 yield f"method none quantizes nothing: {', '.join(sorted(idle))} do not apply"
             return
         four = "w4a8" in (self.bits, *(bits for _, bits in self.bits_for))
@@ -148,6 +154,11 @@ class Recipe:
     @property
     def requantizes(self) -> bool:
         return self.method == "sqd" and self.sqd_weights == "requantize"
+
+    @property
+    def halves(self) -> bool:
+        """Whether float matrices outside the step are stored in 16 bits."""
+        return self.decoder_bits == 16
 
     @property
     def groups(self) -> int | None:

@@ -59,6 +59,7 @@ KEYS = {
     "w4": "a string",
     "group_size": 'a whole number or "channel"',
     "rounding": "a string",
+    "decoder_bits": "a whole number",
 }
 assert list(KEYS) == [field.name for field in fields(Recipe)]
 

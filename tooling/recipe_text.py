@@ -22,4 +22,6 @@ def options_of(recipe: Recipe) -> list[str]:
         found.append(recipe.rounding)
     if recipe.w4 != Recipe.w4:
         found.append(f"4 bits in {recipe.w4}")
+    if recipe.decoder_bits != Recipe.decoder_bits and recipe.method != "none":
+        found.append("decoder in FP32")
     return found + [f"{pattern} {bits}" for pattern, bits in recipe.bits_for]

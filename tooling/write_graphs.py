@@ -13,6 +13,7 @@ from ..engines.home import home
 from ..engines.manifest import SCALES, step_graphs
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import export_topologies
+from ..exporters.half import GRAPHS as half_graphs
 from ..exporters.lint import lint
 from ..exporters.qdq import write_graph
 from .quantize import QuantizedRange, range_bounds
@@ -36,8 +37,12 @@ def write_graphs(
     ranges: Sequence[QuantizedRange],
     say: Say = lambda message: None,
     dialect: Dialect = INT8,
+    half: bool = False,
 ) -> WrittenGraphs:
-    """Write all graphs into `folder` with the float, folded and quantized weights of `ranges`, one step graph each."""
+    """Write all graphs into `folder` with the float, folded and quantized weights of `ranges`, one step graph each.
+
+    half: store the other matrices of what runs once a clip in FP16.
+    """
     bounds = range_bounds(ranges)
     step_scales = 0
     for name, topology in export_topologies(checkpoint.config, home() / "graphs").items():
@@ -45,7 +50,8 @@ def write_graphs(
         for graph, one in zip(graphs, ranges):
             say(f"writing {graph}.onnx")
             path = folder / f"{graph}.onnx"
-            written = write_graph(topology, path, folded_weights(checkpoint, one.smoothing), one.exported(), dialect)
+            weights = folded_weights(checkpoint, one.smoothing)
+            written = write_graph(topology, path, weights, one.exported(), dialect, half and name in half_graphs)
             lint(path, dialect)
             if written.slots:
                 knots, logs = fit_knots(one.sigmas, one.tables)

@@ -57,7 +57,7 @@ calibration = partial(click.option, cls=GroupedOption, group="Calibration")
     "--calib-steps",
     metavar="N",
     type=click.IntRange(1, 1000),
-    help="Sampling steps of every run (default: the model's own, 100).",
+    help="Sampling steps of every run (default: 100).",
 )
 @calibration("--recalibrate", is_flag=True, help="Use no shipped or cached table.")
 @dit_command
