@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -188,4 +189,35 @@ def calibration_table(
     reference = reference_bundle(checkpoint, backend, say)
     say(f"calibrating with {len(plan.prompts)} prompts x {plan.settings.steps} steps; Ctrl-C keeps what is done")
     with watch("calibrating", plan.calls) as done:
-        return calibrate(checkpoint, reference, plan, done, fresh)
+        return calibrate(checkpoint, reference, plan, foretelling(done, plan.calls, say), fresh)
+
+
+def foretelling(
+    done: Callable[[int], object], calls: int, say: Say, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int], object]:
+    """`done`, and once, after the first call that was not known from an earlier run: how long all of them will take.
+
+    Nothing is said of what takes less than a minute.
+    """
+    known, last, told = -1, 0.0, False
+
+    def counted(n: int) -> None:
+        nonlocal known, last, told
+        now, known = clock(), n if known < 0 else known
+        if n > known and not told:
+            told, seconds = True, now - last
+            if (left := seconds * (calls - n)) > 60:
+                say(
+                    f"one call of the model took {seconds:.1f} s: the {calls - n} to come take about "
+                    f"{_duration(left)}; "
+                    "Ctrl-C and --num-prompts or --calib-steps make it shorter"
+                )
+        last = now
+        done(n)
+
+    return counted
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
