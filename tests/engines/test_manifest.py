@@ -30,7 +30,7 @@ def test_an_unreadable_manifest_is_named(bundle, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "3", "{}", '{"format": 1}', '{"format": 4}', '{"format": "3"}', '{"format": 3.0}']
+    "text", ["[]", "3", "{}", '{"format": 1}', '{"format": 5}', '{"format": "4"}', '{"format": 4.0}']
 )
 def test_another_format_is_refused(bundle, text):
     (bundle / MANIFEST).write_text(text)
