@@ -63,12 +63,11 @@ class TokenTableConditioner(nn.Module):
 
 
 class T5Conditioner(nn.Module):
-    """T5's encoder, projected to `output_dim` where its width differs; masked positions are zero."""
+    """T5's encoder, its output projected to `output_dim` where `projects`; masked positions are zero."""
 
-    def __init__(self, output_dim: int, config: T5Config, max_length: int, project_out: bool = False):
+    def __init__(self, output_dim: int, config: T5Config, max_length: int, projects: bool):
         super().__init__()
         self.model = T5Encoder(config, max_length)
-        projects = project_out or config.d_model != output_dim
         self.proj_out = nn.Linear(config.d_model, output_dim) if projects else nn.Identity()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -96,6 +95,16 @@ class Conditioning:
     def special_tokens(self) -> bool:
         """Whether the tokenizer adds its own tokens (T5's end of the text) to a prompt."""
         return self.prompt_kind == "t5"
+
+    @property
+    def encoder(self) -> T5Config:
+        """Of a `t5` prompt. Raises UserError naming what is not implemented."""
+        return T5Config.from_dict(self.configs["prompt"]["encoder"])
+
+    @property
+    def projects(self) -> bool:
+        """Whether a Linear follows a `t5` prompt's encoder, as stable-audio-tools decides it."""
+        return bool(self.configs["prompt"].get("project_out")) or self.encoder.d_model != self.cond_dim
 
     @classmethod
     def from_model_config(cls, model_config: Mapping) -> Conditioning:
@@ -198,8 +207,6 @@ class MultiConditioner(nn.Module):
 
 
 def _prompt_conditioner(config: Conditioning) -> nn.Module:
-    prompt = config.configs["prompt"]
-    if config.prompt_kind == "token_table":
-        return TokenTableConditioner(config.cond_dim, prompt["vocab_size"], config.prompt_tokens)
-    encoder = T5Config.from_dict(prompt["encoder"])
-    return T5Conditioner(config.cond_dim, encoder, config.prompt_tokens, bool(prompt.get("project_out", False)))
+    if config.prompt_kind == "t5":
+        return T5Conditioner(config.cond_dim, config.encoder, config.prompt_tokens, config.projects)
+    return TokenTableConditioner(config.cond_dim, config.configs["prompt"]["vocab_size"], config.prompt_tokens)

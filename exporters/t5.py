@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..engines.errors import UserError
 
 MAX_TOKENS = 2048  # the bucket of every pair of positions is a constant of the graph
-_MASKED = -1e9  # added to the scores of padding: their weight underflows to 0
+_MASKED = -1e9  # the bias of padding: its weight underflows to 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class T5Config:
         faults = [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not _is_size(value)]
         if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
             faults.append(f"layer_norm_epsilon={epsilon!r} (a small positive number)")
-        if kind not in _ACTIVATIONS:
+        if not isinstance(kind, str) or kind not in _ACTIVATIONS:
             faults.append(f"feed_forward_proj={kind!r} (only {' or '.join(_ACTIVATIONS)})")
         else:
             only = {**_ONLY, "dense_act_fn": _ACTIVATIONS[kind], "is_gated_act": kind == "gated-gelu"}
@@ -210,7 +210,8 @@ class T5Encoder(nn.Module):
         x = self.shared(input_ids)
         table = self.get_submodule("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
         by_position = table(self._buckets.to(x.device)).permute(2, 0, 1)
-        bias = by_position + (1 - attention_mask[:, None, None].to(x.dtype)) * _MASKED
+        # Chosen, not computed as bias + (1 - mask) * _MASKED: OpenVINO sums constants first, and rounds the bias away.
+        bias = torch.where(attention_mask[:, None, None] > 0, by_position, _MASKED)
         for block in self.encoder.block:
             x = block(x, bias)
         return self.encoder.final_layer_norm(x)

@@ -78,6 +78,8 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
         *((f"model.pretransform.config.{name}", bad) for name in ("n_fft", "hop_length") for bad in (None, 0, "7")),
         ("model.pretransform.type", 3),
         ("schedule.seed", -1),
+        ("tokenizer", None),
+        *(("tokenizer.special_tokens", value) for value in (None, 1, 0, "true", [])),
         ("files.step.onnx", 7),
     ],
 )
