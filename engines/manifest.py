@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import UserError
 from .home import sha256
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 _GRAPHS = ("text.onnx", "conditioning.onnx", "step.onnx", "decoder.onnx")
 REQUIRED = frozenset({*_GRAPHS, *(f"{name}.data" for name in _GRAPHS), "scales.safetensors", "tokenizer.json"})
@@ -111,6 +111,10 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_flag(value: object) -> bool:
+    return type(value) is bool
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
@@ -172,6 +176,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
             *("prompt_tokens", "context_tokens", "max_latents", "downsampling_ratio", "sample_rate"),
         )
     },
+    "tokenizer.special_tokens": _is_flag,
     "schedule.steps": _is_size,
     "schedule.sampler": _is_text,
     "schedule.seed": _is_count,

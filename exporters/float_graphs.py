@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..engines.errors import UserError
 from ..engines.home import flush, locked
-from .conditioners import MultiConditioner
+from .conditioners import Conditioning, MultiConditioner
 from .dit import DiffusionTransformer, DiTConfig, split_fused
 from .linears import DIT_PREFIX
 from .oobleck import EncoderGraph, OobleckConfig
@@ -50,10 +50,11 @@ class TextGraph(nn.Module):
 class ConditioningGraph(nn.Module):
     """All that is constant over a prompt; the timestep embeddings of all steps come with it, in fp32.
 
-    prompt_embeds [batch, tokens, cond_dim]; seconds_start, seconds_total [batch]; keep [batch] (1 for a prompt, 0 for
-    the unconditional half of classifier-free guidance, whose context is exactly zero); t [steps].
+    prompt_embeds [batch, tokens, cond_dim]; the model's numbers (seconds_start, seconds_total), each [batch]; keep
+    [batch] (1 for a prompt, 0 for the unconditional half of classifier-free guidance, whose context is exactly zero);
+    t [steps].
     -> global_embed [batch, embed_dim], time_embed [steps, embed_dim],
-       context_k.i, context_v.i [batch, heads, tokens + 2, dim_heads] for every block i.
+       context_k.i, context_v.i [batch, heads, tokens + numbers, dim_heads] for every block i.
     """
 
     def __init__(self, dit: DiffusionTransformer, conditioner: MultiConditioner):
@@ -61,12 +62,11 @@ class ConditioningGraph(nn.Module):
         self.dit = dit
         self.conditioner = conditioner
 
-    def forward(
-        self, prompt_embeds: Tensor, seconds_start: Tensor, seconds_total: Tensor, keep: Tensor, t: Tensor
-    ) -> tuple[Tensor, ...]:
-        numbers = self.conditioner.numbers(seconds_start, seconds_total)
+    def forward(self, prompt_embeds: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        *values, keep, t = others
+        numbers = self.conditioner.numbers(*values)
         context = torch.cat((prompt_embeds, numbers), dim=1) * keep[:, None, None]
-        global_embed = self.dit.to_global_embed(numbers.flatten(1))
+        global_embed = self.dit.to_global_embed(self.conditioner.global_vector(numbers))
         pairs = self.dit.context_keys_values(context)
         return (global_embed, self.dit.time_embed(t), *(tensor for pair in pairs for tensor in pair))
 
@@ -107,9 +107,10 @@ class ModelSizes:
 
     def __init__(self, model_config: Mapping):
         self.dit = DiTConfig.from_model_config(model_config)
-        configs = {c["id"]: c["config"] for c in model_config["model"]["conditioning"]["configs"]}
-        self.prompt_tokens = int(configs["prompt"]["max_length"])
-        self.context_tokens = self.prompt_tokens + 2
+        self.conditioning = Conditioning.from_model_config(model_config)
+        self.prompt_tokens = self.conditioning.prompt_tokens
+        self.context_tokens = self.prompt_tokens + len(self.conditioning.numbers)
+        self._check_widths()
         pretransform = model_config["model"]["pretransform"]["config"]
         self.downsampling_ratio = int(pretransform["downsampling_ratio"])
         self.max_latents = int(model_config["sample_size"]) // self.downsampling_ratio
@@ -125,6 +126,16 @@ class ModelSizes:
                 sizes = f"latent_dim {autoencoder.latent_dim}, the DiT io_channels {self.dit.io_channels}"
                 raise UserError(f"the autoencoder has {sizes}: they must be equal")
             self.tiling = autoencoder.tiling(self.max_latents)
+
+    def _check_widths(self) -> None:
+        """What the conditioners make is as wide as the DiT takes."""
+        made, taken = self.conditioning.cond_dim, self.dit.cond_token_dim
+        if made != taken:
+            raise UserError(f"conditioning.cond_dim {made} and diffusion.config.cond_token_dim {taken} must be equal")
+        numbers = len(self.conditioning.global_numbers)
+        if self.dit.global_cond_dim != numbers * made:
+            width = f"global_cond_ids are {numbers} of cond_dim {made}"
+            raise UserError(f"{width}: diffusion.config.global_cond_dim must be {numbers * made}")
 
 
 def context_names(depth: int) -> list[str]:
@@ -177,11 +188,12 @@ def _conditioning(model_config: Mapping) -> onnx.ModelProto:
     with torch.device("meta"):
         module = ConditioningGraph(DiffusionTransformer(c), MultiConditioner(model_config))
         embeds = torch.zeros(2, sizes.prompt_tokens, c.cond_token_dim)
-        args = (embeds, torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(3))
+        numbers = sizes.conditioning.numbers
+        args = (embeds, *(torch.zeros(2) for _ in numbers), torch.zeros(2), torch.zeros(3))
     batch, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
-    inputs = ["prompt_embeds", "seconds_start", "seconds_total", "keep", "t"]
+    inputs = ["prompt_embeds", *numbers, "keep", "t"]
     outputs = ["global_embed", "time_embed", *context_names(c.depth)]
-    return _export(module, args, inputs, outputs, (*[{0: batch}] * 4, {0: steps}))
+    return _export(module, args, inputs, outputs, (*[{0: batch}] * (2 + len(numbers)), {0: steps}))
 
 
 def _step(model_config: Mapping) -> onnx.ModelProto:

@@ -201,11 +201,12 @@ class Pipeline:
         self._release("text")
         t = settings.objective.time(sigmas).astype(np.float32)
         rows = -(-len(t) // TIME_ROWS) * TIME_ROWS
-        outputs = self.engine("conditioning", rows).run(
+        engine = self.engine("conditioning", rows)
+        numbers = {"seconds_start": np.zeros(2, np.float32), "seconds_total": np.full(2, seconds, np.float32)}
+        outputs = engine.run(
             {
                 "prompt_embeds": np.concatenate(embeds),
-                "seconds_start": np.zeros(2, np.float32),
-                "seconds_total": np.full(2, seconds, np.float32),
+                **{name: value for name, value in numbers.items() if name in engine.inputs},
                 "keep": np.array([1, negative_prompt is not None], np.float32),
                 "t": np.pad(t, (0, rows - len(t)), mode="edge"),
             }
@@ -366,7 +367,8 @@ class Pipeline:
 
     @cached_property
     def _tokenizer(self) -> PromptTokenizer:
-        return PromptTokenizer(self.bundle.path("tokenizer.json"), self.sizes["prompt_tokens"])
+        special = self.bundle.manifest["tokenizer"]["special_tokens"]
+        return PromptTokenizer(self.bundle.path("tokenizer.json"), self.sizes["prompt_tokens"], special)
 
     def _embed(self, text: str) -> Float:
         ids, mask, _ = self._tokenizer(text)
@@ -401,7 +403,7 @@ def graph_shapes(
         "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
         "conditioning": {
             "prompt_embeds": (2, s["prompt_tokens"], s["cond_dim"]),
-            "seconds_start": (2,),
+            **({"seconds_start": (2,)} if s["context_tokens"] - s["prompt_tokens"] > 1 else {}),
             "seconds_total": (2,),
             "keep": (2,),
             "t": (steps,),

@@ -31,6 +31,7 @@ def manifest(created="2026-01-01T00:00:00+00:00", method="sqs"):
         "int8_linears": 1,
         "layers": [{**LAYER, "int8": True}],
         "schedule": {"steps": 100, "sampler": "euler", "cfg": 7.0, "seed": 1, "sigma_min": 0.3, "sigma_max": 500},
+        "tokenizer": {"special_tokens": False},
         "sizes": dict.fromkeys(SIZES, 7),
     }
 

@@ -19,6 +19,7 @@ NOT_IMPORTED = {
     "pillow",
     "tqdm",
     "diffusers",
+    "transformers",
     "ruff",
     "mypy",
     "build",

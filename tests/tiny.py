@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dit_trt.exporters.conditioners import MultiConditioner
 from dit_trt.exporters.dit import DiffusionTransformer, DiTConfig
 from dit_trt.exporters.mel_pca import MelPcaDecoder
+from dit_trt.exporters.t5 import T5Config, T5Encoder
 
 WORDS = ["[unk]", "dog", "barking", "rain", "cat", "a", "puppy", "woofs", "siren", "the"]
 MAX_LATENTS = 24
@@ -101,25 +103,66 @@ def oobleck_config() -> dict:
     return config
 
 
+T5_PIECES = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS[1:]), *"abcdefghijklmnopqrstuvwxyz"]
+T5 = {  # a text encoder's config.json, as transformers writes it; its table is longer than the tokenizer's, as T5's is
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "d_model": 64,
+    "d_kv": 12,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "vocab_size": 48,
+    "relative_attention_num_buckets": 32,
+    "layer_norm_epsilon": 1e-06,
+    "dropout_rate": 0.1,
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "n_positions": 512,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "task_specific_params": {"summarization": {"num_beams": 4}},
+}
+
+
+def t5_config(
+    numbers: Sequence[str] = ("seconds_start", "seconds_total"), max_length: int = 16, **encoder: object
+) -> dict:
+    """The tiny model with T5 for its prompts, and these numbers. encoder: settings of `T5` changed."""
+    config: dict = copy.deepcopy(CONFIG)
+    conditioning, diffusion = config["model"]["conditioning"], config["model"]["diffusion"]
+    settings = {"t5_model_name": "t5-base", "max_length": max_length, "encoder": {**T5, **encoder}}
+    of_numbers = {entry["id"]: entry for entry in conditioning["configs"] if entry["type"] == "number"}
+    conditioning["configs"] = [
+        {"id": "prompt", "type": "t5", "config": settings},
+        *(of_numbers[name] for name in numbers),
+    ]
+    diffusion["cross_attention_cond_ids"] = ["prompt", *numbers]
+    diffusion["global_cond_ids"] = [*numbers]
+    diffusion["config"]["global_cond_dim"] = len(numbers) * conditioning["cond_dim"]
+    return config
+
+
 class Tiny(torch.nn.Module):
     """The torch modules of one checkpoint under its key names, for tests that need an independent float model."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: dict = CONFIG) -> None:
         super().__init__()
         self.model = torch.nn.Module()
-        self.model.add_module("model", DiffusionTransformer(DiTConfig.from_model_config(CONFIG)))
-        self.conditioner = MultiConditioner(CONFIG)
-        self.pretransform = MelPcaDecoder.from_config(CONFIG["model"]["pretransform"]["config"])  # type: ignore[index]
+        self.model.add_module("model", DiffusionTransformer(DiTConfig.from_model_config(config)))
+        self.conditioner = MultiConditioner(config)
+        self.pretransform = MelPcaDecoder.from_config(config["model"]["pretransform"]["config"])
 
     @property
     def dit(self) -> DiffusionTransformer:
         return self.model.model  # type: ignore[return-value]
 
 
-def random_model(seed: int = 0) -> Tiny:
+def random_model(seed: int = 0, config: dict = CONFIG) -> Tiny:
     """Every weight random and non-zero; a few input channels of every Linear 20 x louder (a DiT's outliers)."""
     torch.manual_seed(seed)
-    model = Tiny()
+    model = Tiny(config)
     with torch.no_grad():
         for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith(("inv_freq", "beta")):
@@ -152,6 +195,32 @@ def write_oobleck_checkpoint(folder: Path, autoencoder: torch.nn.Module) -> Path
     state = {name: value for name, value in random_model().state_dict().items() if not name.startswith("pretransform.")}
     state |= {f"pretransform.{name}": value for name, value in autoencoder.state_dict().items()}
     return _write(folder, oobleck_config(), state)
+
+
+def write_t5(folder: Path, **changes: object) -> Path:
+    """A tiny random T5, as transformers saves one: config.json, model.safetensors, tokenizer.json. changes: of `T5`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**T5, **changes}
+    encoder = T5Encoder(T5Config.from_dict(config), tokens=1)
+    generator = torch.Generator().manual_seed(1)
+    state = {}
+    for name, value in encoder.state_dict().items():
+        # q k^T is not scaled: so loud a softmax still attends to several tokens
+        scale = 1.0 if value.ndim == 1 or "shared" in name or "bias" in name else 0.7 / value.shape[1] ** 0.5
+        state[name] = scale * torch.randn(value.shape, generator=generator)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    t5_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def t5_tokenizer() -> Tokenizer:
+    """Of T5's kind: pieces with scores, one `</s>` behind every text."""
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(T5_PIECES)], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    return tokenizer
 
 
 def _write(folder: Path, config: dict, state: dict[str, torch.Tensor]) -> Path:

@@ -199,6 +199,7 @@ def _manifest(
             "licence": checkpoint.licence,
             "pretransform": checkpoint.config["model"]["pretransform"],
         },
+        "tokenizer": {"special_tokens": checkpoint.sizes.conditioning.special_tokens},
         "schedule": {
             "steps": settings.steps,
             "sampler": settings.sampler,

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
+from ..exporters.conditioners import Conditioning
 from ..exporters.data_file import ALIGNMENT, INLINE
 from ..exporters.graph_weights import Shape, graph_weights
 from ..exporters.half import GRAPHS as half_graphs
@@ -28,10 +29,12 @@ from .scale_tables import KNOTS
 # Bytes of a graph's nodes and names: fixed, for every block, and more for every MatMul by 8-bit integers.
 _STRUCTURE = {
     "text": (930, 0, 0),
-    "conditioning": (6200, 1520, 600),
+    "conditioning": (3520, 1520, 600),
     "step": (1600, 8050, 945),
     "decoder": (2150, 0, 0),
 }
+_NUMBER = 1340  # of the conditioning graph, for every number
+_T5, _T5_LAYER, _T5_GATED_LAYER, _T5_PROJECTION = 1960, 4260, 4705, 420
 _AUTOENCODER_STRUCTURE = 430  # of an autoencoder's graphs, for every weight
 # What a recipe adds to that, for every MatMul, and for every tensor that is quantized.
 _FOUR_BITS = {"expanded": 880, "memory": -575}
@@ -98,8 +101,12 @@ def _structure(checkpoint: Checkpoint, recipe: Recipe, graph: str, weights: dict
     """About the bytes of a graph without its weights."""
     if graph in ("encoder", "decoder") and checkpoint.sizes.tiling:
         return _AUTOENCODER_STRUCTURE * len(weights)
+    conditioning = checkpoint.sizes.conditioning
+    if graph == "text" and conditioning.prompt_kind == "t5":
+        return _t5_structure(conditioning)
     fixed, per_block, per_matmul = _STRUCTURE[graph]
     size = fixed + per_block * checkpoint.sizes.dit.depth
+    size += _NUMBER * len(conditioning.numbers) if graph == "conditioning" else 0
     branch, in_step = bool(recipe.lora_rank), graph == "step"
     if in_step:
         per_matmul += _STEP * (recipe.activation_range == "step") + _DIFFERENCE * (recipe.cfg_pair == "difference")
@@ -116,6 +123,14 @@ def _structure(checkpoint: Checkpoint, recipe: Recipe, graph: str, weights: dict
         tokens += token
     # All Linears of the conditioning graph read one tensor.
     return size + _TOKEN_TENSOR * (tokens if in_step else min(tokens, 1))
+
+
+def _t5_structure(conditioning: Conditioning) -> int:
+    """With the bucket of every pair of positions, an int32 that is in the graph itself."""
+    encoder = conditioning.encoder
+    layer = _T5_GATED_LAYER if encoder.is_gated else _T5_LAYER
+    buckets = 4 * conditioning.prompt_tokens**2
+    return _T5 + layer * encoder.num_layers + _T5_PROJECTION * conditioning.projects + buckets
 
 
 class _Slots:

@@ -153,7 +153,10 @@ class SimulatedModel:
         self, checkpoint: Checkpoint, ranges: Sequence[QuantizedRange], simulated: Simulated = SimulatedLinear
     ):
         self._names = context_names(checkpoint.sizes.dit.depth)
-        conditioner = MultiConditioner(checkpoint.config)
+        self._numbers = checkpoint.sizes.conditioning.numbers
+        with torch.device("meta"):
+            conditioner = MultiConditioner(checkpoint.config)
+        del conditioner.conditioners["prompt"]  # it ran in the text graph, and may be larger than the DiT
         _load(conditioner, "conditioner.", checkpoint)
         dit = _simulated(checkpoint, ranges[0], "conditioning", {}, simulated)
         self._conditioning = ConditioningGraph(dit, conditioner)
@@ -171,7 +174,7 @@ class SimulatedModel:
     def conditioning(self, inputs: Mapping[str, NDArray]) -> dict[str, Float]:
         """As the conditioning graph: see float_graphs.ConditioningGraph."""
         t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        found = self._conditioning(t["prompt_embeds"], t["seconds_start"], t["seconds_total"], t["keep"], t["t"])
+        found = self._conditioning(*(t[name] for name in ("prompt_embeds", *self._numbers, "keep", "t")))
         return {name: tensor.numpy() for name, tensor in zip(("global_embed", "time_embed", *self._names), found)}
 
     @torch.inference_mode()
@@ -210,7 +213,8 @@ def _simulated(
 
 
 def _load(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
-    module.load_state_dict({name: torch.from_numpy(checkpoint.tensor(prefix + name)) for name in module.state_dict()})
+    state = {name: torch.from_numpy(checkpoint.tensor(prefix + name)) for name in module.state_dict()}
+    module.load_state_dict(state, assign=True)
     module.eval().requires_grad_(False)
 
 

@@ -30,7 +30,7 @@ def test_an_unreadable_manifest_is_named(bundle, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "3", "{}", '{"format": 1}', '{"format": 4}', '{"format": "3"}', '{"format": 3.0}']
+    "text", ["[]", "3", "{}", '{"format": 1}', '{"format": 5}', '{"format": "4"}', '{"format": 4.0}']
 )
 def test_another_format_is_refused(bundle, text):
     (bundle / MANIFEST).write_text(text)
@@ -78,6 +78,8 @@ def test_a_missing_or_misstated_field_is_named(bundle, key, value):
         *((f"model.pretransform.config.{name}", bad) for name in ("n_fft", "hop_length") for bad in (None, 0, "7")),
         ("model.pretransform.type", 3),
         ("schedule.seed", -1),
+        ("tokenizer", None),
+        *(("tokenizer.special_tokens", value) for value in (None, 1, 0, "true", [])),
         ("files.step.onnx", 7),
     ],
 )

@@ -109,8 +109,23 @@ CASES: dict[str, Callable[[Desk], str]] = {
         d.monkeypatch.setattr("dit_trt.engines.openvino.OpenVINOEngine.int8_matmuls", lambda self: set())
         or d.build("--num-prompts", 1, "--calib-steps", 1)
     ),
-    "the conditioner … is of type 't5'; …": lambda d: (
-        d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="t5")) or d.build()
+    "the conditioner … is of type …; supported: …": lambda d: (
+        d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="clap_text")) or d.build()
+    ),
+    "the checkpoint does not contain the text encoder …; give its folder with --text-encoder DIR": lambda d: (
+        d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="t5", config={})) or d.build()
+    ),
+    "this T5 encoder is not supported: …": lambda d: (
+        d.config(
+            lambda config: config["model"]["conditioning"]["configs"][0].update(
+                type="t5", config={"encoder": {"feed_forward_proj": "gated-silu"}}
+            )
+        )
+        or d.build()
+    ),
+    "this model's cross_attention_cond_ids=… is not supported …": lambda d: (
+        d.config(lambda config: config["model"]["diffusion"].update(cross_attention_cond_ids=["prompt", "bpm"]))
+        or d.build()
     ),
     "method none quantizes nothing: … do not apply": lambda d: d.build("--method", "none", "--clip", code=2),
     "sqd_weights belongs to method sqd, not to …": lambda d: d.build("--sqd-weights", "requantize", code=2),
