@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -154,6 +153,7 @@ def measure(
 
 
 def _peak(maxrss: int, highest: int) -> int:
-    """Bytes. A child's ru_maxrss (KiB) begins with what its parent had: where we were larger, it says nothing of it."""
-    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return maxrss * 1024 if maxrss > ours else highest
+    """Bytes. A child's ru_maxrss (KiB) begins with its parent's peak: one as small is known by its samples alone."""
+    ours = memory_of()
+    assert ours is not None
+    return maxrss * 1024 if maxrss * 1024 > 1.05 * ours.peak_rss else highest
