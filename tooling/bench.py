@@ -184,12 +184,23 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 def torch_step(checkpoint: Checkpoint, inputs: Mapping[str, Float], threads: int) -> Step:
     """The DiT in PyTorch, eager, fp32: what a user of stable-audio-tools has on a CPU."""
+    return dit_step(torch_dit(checkpoint, threads), inputs)
+
+
+def torch_dit(checkpoint: Checkpoint, threads: int) -> DiffusionTransformer:
+    """The DiT with the checkpoint's weights, each in memory once; PyTorch gets so many threads."""
     torch.set_num_threads(threads)
-    dit = DiffusionTransformer(checkpoint.sizes.dit)
-    dit.load_state_dict({name: torch.from_numpy(checkpoint.tensor(DIT_PREFIX + name)) for name in dit.state_dict()})
-    dit.eval().requires_grad_(False)
+    with torch.device("meta"):
+        dit = DiffusionTransformer(checkpoint.sizes.dit)
+    weights = {name: torch.from_numpy(checkpoint.tensor(DIT_PREFIX + name)) for name in dit.state_dict()}
+    dit.load_state_dict(weights, assign=True)
+    return dit.eval().requires_grad_(False)
+
+
+def dit_step(dit: DiffusionTransformer, inputs: Mapping[str, Float]) -> Step:
+    """One step; `inputs` are those of the step graph."""
     t = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    pairs = [(t[f"context_k.{i}"], t[f"context_v.{i}"]) for i in range(checkpoint.sizes.dit.depth)]
+    pairs = [(t[f"context_k.{i}"], t[f"context_v.{i}"]) for i in range(dit.config.depth)]
     prepend = (t["global_embed"] + t["time_embed"])[:, None]
     cos, sin = dit.transformer.rotary_pos_emb.tables(t["x"].shape[-1] + 1)
 

@@ -1,32 +1,36 @@
 """Seeded checkpoints of real sizes without real weights: to time, to test memory, to prove loading.
 
-    python -m dit_trt.tooling.synthetic_checkpoint sao-block FOLDER
+    python -m dit_trt.tooling.synthetic_checkpoint sao FOLDER
+
+`sao` and `sao-small` are Stable Audio Open 1.0 and Small whole, to the last key and shape, with their text encoder and
+a tokenizer beside them (`text_encoder/`, `tokenizer/`, as diffusers lays them out); `sao-tiny` and `sao-small-tiny` are
+the same in small. They are written one tensor at a time.
 
 `sao-block` is one block of Stable Audio Open 1.0 at its own width and length (D 1536, 24 heads, 12 key/value heads,
 1024 latents + 1 token, 130 context tokens) with a text encoder and decoder of the demo's kinds. Weights are normal
 with the variance that keeps activations in range; norms and the SwiGLU have loud channels, as trained transformers do,
-so that quantizing them is not easier than the real thing. Nothing it makes of a prompt is sound.
+so that quantizing them is not easier than the real thing. Nothing any of them makes of a prompt is sound.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from ..engines.errors import UserError
 from ..exporters.conditioners import MultiConditioner
 from ..exporters.dit import DiffusionTransformer, DiTConfig
 from ..exporters.pretransforms import decoder_from_config
-
-OUTLIER_GAIN = 12.0  # how much louder a loud channel is
-_OUTLIERS = 0.01  # of the channels
+from .cli.common import dit_command, path_option, show
+from .synthetic_models import MODELS, TEXT_ENCODERS, model_tensors, t5_tensors
+from .synthetic_tensors import OUTLIER_GAIN, OUTLIERS, write_tensors
 
 
 def _stable_audio_open(depth: int) -> dict:
@@ -84,7 +88,11 @@ def _stable_audio_open(depth: int) -> dict:
     }
 
 
-SHAPES = {"sao-block": _stable_audio_open(1)}
+SHAPES = {"sao-block": _stable_audio_open(1)}  # what `bench` makes for itself
+LICENSE = """\
+Synthetic weights, drawn by dit-trt from a seed. They have the names and sizes of a published model's tensors, nothing
+of its contents, and make no sound of a prompt. CC0 1.0: do with them what you like.
+"""
 
 
 class _Model(nn.Module):
@@ -99,15 +107,33 @@ class _Model(nn.Module):
 
 
 def write_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
-    """Write model_config.json, model.safetensors (fp16) and tokenizer.json; the same seed gives the same bytes."""
-    if shape not in SHAPES:
-        raise UserError(f"unknown shape {shape!r} (one of: {', '.join(SHAPES)})")
-    config = SHAPES[shape]
+    """Write the checkpoint of a shape of `SHAPES` (fp16) or `MODELS` (fp32); the same seed gives the same bytes.
+
+    model_config.json comes last: where it is, the rest is whole. Raises UserError for an unknown shape.
+    """
+    if shape not in SHAPES and shape not in MODELS:
+        raise UserError(f"unknown shape {shape!r} (one of: {', '.join((*SHAPES, *MODELS))})")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(_byte_tokenizer().to_str(), "utf-8")
-    save_file(dict(_tensors(config, seed)), folder / "model.safetensors")
+    (folder / "model_config.json").unlink(missing_ok=True)
+    if shape in MODELS:
+        config = MODELS[shape]
+        _write_text_encoder(folder, TEXT_ENCODERS[shape], seed)
+        write_tensors(folder / "model.safetensors", list(model_tensors(config)), seed)
+        (folder / "LICENSE").write_text(LICENSE, "utf-8")
+    else:
+        config = SHAPES[shape]
+        (folder / "tokenizer.json").write_text(_byte_tokenizer().to_str(), "utf-8")
+        save_file(dict(_tensors(config, seed)), folder / "model.safetensors")
     (folder / "model_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     return folder
+
+
+def _write_text_encoder(folder: Path, config: dict, seed: int) -> None:
+    for name in ("text_encoder", "tokenizer"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    write_tensors(folder / "text_encoder" / "model.safetensors", list(t5_tensors(config)), seed)
+    (folder / "tokenizer" / "tokenizer.json").write_text(_t5_tokenizer().to_str(), "utf-8")
 
 
 def _tensors(config: dict, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -141,7 +167,7 @@ def _tensor(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def _with_outliers(rows: Tensor, generator: torch.Generator) -> Tensor:
     """[rows, ...] with about one in a hundred rows `OUTLIER_GAIN` times louder."""
-    loud = torch.rand(rows.shape[0], generator=generator) < _OUTLIERS
+    loud = torch.rand(rows.shape[0], generator=generator) < OUTLIERS
     return torch.where(loud[:, None], rows * OUTLIER_GAIN, rows)
 
 
@@ -153,5 +179,34 @@ def _byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def _t5_tokenizer() -> Tokenizer:
+    """One token a byte again, from 3 on, with T5's own 0 to 2 (`<pad>`, `</s>`, `<unk>`) and its `</s>` at the end."""
+    special = ["<pad>", "</s>", "<unk>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+@click.command()
+@click.argument("shape")
+@click.argument("folder")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@dit_command
+def command(shape: str, folder: str, seed: int) -> dict:
+    """Write the checkpoint of SHAPE (sao, sao-small, sao-tiny, sao-small-tiny, sao-block) into FOLDER.
+
+    sao takes 5.3 GB of disk, sao-small 2.5.
+    """
+    path = path_option(folder)
+    assert path is not None
+    write_checkpoint(shape, path, seed)
+    show(str(path))
+    return {"model": str(path), "shape": shape, "seed": seed}
+
+
 if __name__ == "__main__":
-    print(write_checkpoint(sys.argv[1], Path(sys.argv[2])))
+    command(prog_name="python -m dit_trt.tooling.synthetic_checkpoint")

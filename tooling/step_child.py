@@ -1,0 +1,178 @@
+"""One contender of a contest of steps, in a process of its own: questions on stdin, answers on stdout, JSON by line.
+
+    {"do": "open", ...}             -> {"seconds": s, ...}   see `open_bundle`, `open_torch`
+    {"do": "step", "velocity": P}   -> {"seconds": s}        one step; P: where to save its velocity (.npy), or null
+    {"do": "memory"}                -> {"rss_anon": bytes, "rss_file": bytes, "peak_rss": bytes}
+    {"do": "quit"}                  -> {}
+
+What goes wrong is answered as {"error": "..."}. Nothing heavy is imported before `open`, so that its time and the
+memory after it are those of the contender alone; what libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TextIO
+
+from ..engines.errors import UserError
+from .process_memory import memory_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..exporters.checkpoint import Checkpoint
+    from ..exporters.dit import DiffusionTransformer
+    from ..runtime.pipeline import Pipeline
+
+    Float = NDArray[np.float32]
+Step = Callable[[], "Float"]
+
+
+def open_bundle(question: Mapping) -> tuple[Step, dict]:
+    """bundle: its folder; precision, threads: see `open_engine`; latents; steps, step: of how many steps which;
+    prompt, seconds; x: .npy of the model's input [2, channels, latents]; embeds: where to save the prompt's embedding.
+
+    Answers the noise level of the step as `sigma`. The text and conditioning engines stay open, as they do in a run.
+    """
+    import numpy as np
+
+    from ..engines.base import open_engine
+    from ..engines.manifest import step_graphs
+    from ..runtime.pipeline import Pipeline, Settings
+    from ..runtime.step_engine import StepEngine
+
+    pipeline = Pipeline.open(question["bundle"])
+    backend, precision = pipeline.bundle.backend, question["precision"]
+    if precision is not None and backend != "openvino":
+        raise UserError(f"{backend} has no choice of precision; leave out :{precision}")
+    if precision == "bf16" and not _has_bf16():
+        raise UserError("this CPU does not multiply bf16; leave out :bf16")
+    settings = Settings(steps=question["steps"])
+    conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
+    if question["embeds"] is not None:
+        np.save(question["embeds"], pipeline._embed(question["prompt"]))
+    shapes = _step_shapes(pipeline, question["latents"])
+    engines = {
+        graph: open_engine(
+            backend, pipeline.bundle.path(f"{graph}.onnx"), shapes, threads=question["threads"], precision=precision
+        )
+        for graph in step_graphs(pipeline.step_sigmas)
+    }
+    engine, x, step = StepEngine(engines, pipeline.step_sigmas), np.load(question["x"]), question["step"]
+    return lambda: engine.run(conditioning, step, x)["velocity"], {"sigma": float(conditioning.sigmas[step])}
+
+
+def _step_shapes(pipeline: Pipeline, latents: int) -> dict[str, tuple[int, ...]]:
+    """Input shapes of a step graph for so many latents."""
+    from ..runtime.pipeline import graph_shapes
+
+    shapes = graph_shapes(pipeline.sizes)["step"]
+    return {**shapes, "x": (*shapes["x"][:2], latents)}
+
+
+def _has_bf16() -> bool:
+    from ..engines.base import BACKENDS
+
+    return BACKENDS["openvino"].load().has_bf16()
+
+
+def open_torch(question: Mapping) -> tuple[Step, dict]:
+    """The DiT in PyTorch, eager, fp32. model: the checkpoint; sigma: the step's noise level; seconds; threads;
+    x, embeds: .npy of the model's input and the prompt's embedding.
+    """
+    import numpy as np
+
+    from ..runtime.schedule import sigma_to_t
+    from .bench import dit_step, torch_dit
+
+    checkpoint = open_checkpoint(question["model"])
+    dit = torch_dit(checkpoint, question["threads"])
+    t = np.float32(sigma_to_t(np.float64(question["sigma"])))
+    embeds = np.load(question["embeds"])
+    inputs = {"x": np.load(question["x"]), **torch_conditioning(checkpoint, dit, embeds, question["seconds"], t)}
+    return dit_step(dit, inputs), {}
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    from ..exporters.checkpoint import Checkpoint
+
+    return Checkpoint.open(model)
+
+
+def torch_conditioning(
+    checkpoint: Checkpoint, dit: DiffusionTransformer, embeds: Float, seconds: float, t: np.float32
+) -> dict[str, Float]:
+    """What a bundle's conditioning graph computes, in PyTorch: the step's inputs but for x, the prompt's half first.
+
+    embeds [1, tokens, cond_dim]: of the prompt.
+    """
+    import torch
+
+    from ..exporters.conditioners import NumberConditioner
+
+    model = checkpoint.config["model"]
+    conditioning, diffusion = model["conditioning"], model["diffusion"]
+    values = {"seconds_start": 0.0, "seconds_total": seconds}
+    tokens = {}
+    for entry in conditioning["configs"]:
+        if entry["type"] == "number":
+            number, prefix = entry["id"], f"conditioner.conditioners.{entry['id']}."
+            module = NumberConditioner(conditioning["cond_dim"], **entry["config"])
+            weights = {name: torch.from_numpy(checkpoint.tensor(prefix + name)) for name in module.state_dict()}
+            module.load_state_dict(weights)
+            with torch.inference_mode():
+                tokens[number] = module(torch.tensor([values[number]]))
+    with torch.inference_mode():
+        known = {"prompt": torch.from_numpy(embeds), **{name: token[:, None] for name, token in tokens.items()}}
+        context = torch.cat([known[name] for name in diffusion["cross_attention_cond_ids"]], dim=1)
+        pairs = dit.context_keys_values(torch.cat((context, torch.zeros_like(context))))
+        global_embed = dit.to_global_embed(torch.cat([tokens[name] for name in diffusion["global_cond_ids"]], dim=1))
+        inputs = {
+            "global_embed": global_embed.repeat(2, 1),
+            "time_embed": dit.time_embed(torch.tensor([t]))[0],
+            **{f"context_{kind}.{i}": value for i, pair in enumerate(pairs) for kind, value in zip("kv", pair)},
+        }
+    return {name: value.numpy() for name, value in inputs.items()}
+
+
+def serve(questions: TextIO, answers: TextIO) -> None:
+    """Answer every question until `quit`, or until nobody asks."""
+    step: Step | None = None
+    for line in questions:
+        question = json.loads(line)
+        start = time.perf_counter()
+        try:
+            answer: dict = {}
+            if question["do"] == "open":
+                step, answer = open_torch(question) if "model" in question else open_bundle(question)
+                answer["seconds"] = time.perf_counter() - start
+            elif question["do"] == "step":
+                assert step is not None, "step before open"
+                velocity = step()
+                answer["seconds"] = time.perf_counter() - start
+                if question["velocity"] is not None:
+                    import numpy as np
+
+                    np.save(question["velocity"], velocity)
+            elif question["do"] == "memory":
+                answer = asdict(memory_of())  # type: ignore[arg-type]
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            answer = {"error": f"{error}" or type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+        if question["do"] == "quit":
+            return
+
+
+if __name__ == "__main__":
+    stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.stdin, stdout)

@@ -1,0 +1,244 @@
+"""One step by bundles and by PyTorch, each in a process of its own that stays alive: time, memory, error, as a table.
+
+All get the same input and the same prompt. They take turns in rounds, in an order that changes, one computing at a
+time; a ratio is taken within a round. The error is that of the velocity against PyTorch fp32's, both guidance halves.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..engines.bundle import Bundle
+from ..engines.errors import UserError
+from .process_memory import Memory
+
+if TYPE_CHECKING:
+    from .workflow import Watch
+
+BASELINE = "torch fp32"
+PRECISIONS = ("f32", "bf16")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A bundle under a name; precision of what is not quantized, None: the backend's own."""
+
+    name: str
+    folder: Path
+    precision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """`[NAME=]FOLDER[:f32|:bf16]`; the name is the folder's, and the precision, where none is given.
+
+        Raises UserError when there is no such folder.
+        """
+        name, _, folder = text.rpartition("=")
+        head, _, tail = folder.rpartition(":")
+        precision = tail if head and tail in PRECISIONS else None
+        path = Path(head if precision else folder).expanduser()
+        if not path.is_dir():
+            raise UserError(f"--bundle {text}: there is no folder {path}; give one that dit-trt build wrote")
+        return cls(name or path.resolve().name + (f", {precision}" if precision else ""), path, precision)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The step that all compute: the `step`-th of `steps`, of so many latents, on a prompt, from seeded noise."""
+
+    prompt: str
+    latents: int
+    seconds: float
+    steps: int
+    step: int
+    seed: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender. Seconds, bytes; step_seconds and ratios (to PyTorch's time in the same round) by round.
+
+    first_seconds: its first step, which no round counts. relative_error: ||v - v_torch|| / ||v_torch||.
+    """
+
+    name: str
+    open_seconds: float
+    first_seconds: float
+    after_open: Memory
+    after_step: Memory
+    relative_error: float
+    step_seconds: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The baseline's row is the first."""
+
+    model: str
+    task: Task
+    rounds: int
+    rows: tuple[Row, ...]
+
+
+class Child:
+    """A contender's process; `with` ends it, whatever happened."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dit_trt.tooling.step_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, do: str, **more: object) -> dict:
+        """Raises UserError when the contender cannot, or has died."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(json.dumps({"do": do, **more}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            raise UserError(f"{self.name} died at {do} ({code}; -9: out of memory, most likely); leave it out")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def memory(self) -> Memory:
+        return Memory(**self.ask("memory"))
+
+
+def run_contest(
+    model: str,
+    contenders: Sequence[Contender],
+    task: Task,
+    rounds: int,
+    watch: Watch,
+    say: Callable[[str], object] = lambda message: None,
+) -> Contest:
+    """Open all contenders one after the other, then time them in `rounds` rounds. `model`: the checkpoint of all.
+
+    Raises UserError for two of one name, and for what a contender refuses.
+    """
+    import numpy as np
+
+    names = [BASELINE, *(contender.name for contender in contenders)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two contenders are called {', '.join(sorted(twice))}; name them with --bundle NAME=FOLDER")
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        x, embeds = str(folder / "x.npy"), str(folder / "embeds.npy")
+        channels = Bundle(contenders[0].folder).manifest["sizes"]["io_channels"]
+        noise = np.random.Generator(np.random.PCG64(task.seed)).standard_normal((1, channels, task.latents), np.float32)
+        np.save(x, noise.repeat(2, axis=0))  # what the model sees has unit variance at any noise level
+        children = {name: stack.enter_context(Child(name)) for name in names}
+        opened: dict[str, dict] = {}
+        for contender in contenders:
+            say(f"opening {contender.name}")
+            opened[contender.name] = children[contender.name].ask(
+                "open",
+                bundle=str(contender.folder),
+                precision=contender.precision,
+                latents=task.latents,
+                threads=task.threads,
+                steps=task.steps,
+                step=task.step,
+                prompt=task.prompt,
+                seconds=task.seconds,
+                x=x,
+                embeds=None if opened else embeds,
+            )
+        say(f"opening {BASELINE}")
+        sigma = opened[contenders[0].name]["sigma"]
+        given = {"sigma": sigma, "seconds": task.seconds, "x": x, "embeds": embeds, "threads": task.threads}
+        opened[BASELINE] = children[BASELINE].ask("open", model=model, **given)
+        after_open = {name: child.memory() for name, child in children.items()}
+        first: dict[str, float] = {}
+        velocities: dict[str, np.ndarray] = {}
+        for name, child in children.items():
+            say(f"one step of {name}")
+            first[name] = child.ask("step", velocity=str(folder / "velocity.npy"))["seconds"]
+            velocities[name] = np.load(folder / "velocity.npy").astype(np.float64)
+        after_step = {name: child.memory() for name, child in children.items()}
+        with watch("timing, rounds", rounds) as done:
+            seconds = _rounds(children, rounds, done)
+        for child in children.values():
+            child.ask("quit")
+    exact = velocities[BASELINE]
+    rows = [
+        Row(
+            name,
+            opened[name]["seconds"],
+            first[name],
+            after_open[name],
+            after_step[name],
+            float(np.linalg.norm(velocities[name] - exact) / np.linalg.norm(exact)),
+            tuple(seconds[name]),
+            tuple(base / own for base, own in zip(seconds[BASELINE], seconds[name])),
+        )
+        for name in names
+    ]
+    return Contest(model, task, rounds, tuple(rows))
+
+
+def _rounds(children: Mapping[str, Child], rounds: int, done: Callable[[int], object]) -> dict[str, list[float]]:
+    """Seconds of a step of every child in every round; each comes first in turn."""
+    names = list(children)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(children[name].ask("step", velocity=None)["seconds"])
+        done(index + 1)
+    return seconds
+
+
+def contest_table(contest: Contest) -> str:
+    """A contest as Markdown. Memory: allocated + mapped files, and the process's peak so far, in MB."""
+    task = contest.task
+    lines = [
+        f"**{Path(contest.model).name}**: one step of 2 x {task.latents + 1} tokens ({task.seconds:.2f} s of sound), "
+        f"step {task.step} of {task.steps}, {task.threads} threads, {contest.rounds} interleaved rounds",
+        "",
+        f"| | step, s (min-max) | speed-up over {BASELINE} (min-max) | relative error | open, s | first step, s "
+        "| MB after open: RssAnon + RssFile (peak) | MB after a step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in contest.rows:
+        lines.append(
+            f"| {row.name} | {_spread(row.step_seconds, '.3g')} | {_spread(row.ratios, '.2f')} "
+            f"| {row.relative_error:.2g} | {row.open_seconds:.1f} | {row.first_seconds:.3g} "
+            f"| {_memory(row.after_open)} | {_memory(row.after_step)} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"**{statistics.median(values):{form}}** ({min(values):{form}}-{max(values):{form}})"
+
+
+def _memory(memory: Memory) -> str:
+    anon, file, peak = (round(size / 1e6) for size in (memory.rss_anon, memory.rss_file, memory.peak_rss))
+    return f"{anon:,} + {file:,} ({peak:,})"
