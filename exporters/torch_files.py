@@ -52,7 +52,7 @@ class TorchCheckpoint:
         whole = self._tensors[key]
         if self._offsets is None:  # mapped anew for every tensor, for the sake of memory
             whole = _state_dict(self._path, "cpu")[key]
-            return np.array((whole if rows == slice(None) else whole[rows]).float().numpy())
+            return np.array((whole if rows == slice(None) else whole[rows]).float().numpy(), order="C")
         part = whole if rows == slice(None) else whole[rows]
         if part.numel() == 0:
             return np.zeros(part.shape, np.float32)
