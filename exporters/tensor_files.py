@@ -8,7 +8,7 @@ memory, and these files are larger than the memory an export may take.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +62,9 @@ def open_weights(path: Path) -> TensorSource:
     Of a training checkpoint of stable-audio-tools these are the model's, averaged where training kept an average.
     Raises UserError when there is no such file, when a folder holds none or several, or when one cannot be read.
     """
-    source = open_file(_weights_in(path) if path.is_dir() else path)
+    if path.is_dir():
+        path /= weights_among({file.name for file in path.iterdir() if file.is_file()}, path)
+    source = open_file(path)
     names = unwrapped(source.shapes)
     if all(name == key for name, key in names.items()):
         return source
@@ -85,22 +87,24 @@ def open_file(path: Path) -> TensorSource:
     raise UserError(f"{path} is no file of weights by its name; known endings: {kinds}")
 
 
-def _weights_in(folder: Path) -> Path:
-    names = [
-        f"{stem}.safetensors{tail}" for stem in ("model", "diffusion_pytorch_model") for tail in ("", ".index.json")
-    ]
-    torch_names = ["model.ckpt", "pytorch_model.bin", "diffusion_pytorch_model.bin"]
-    for known, pattern in ((names, "*.safetensors"), (torch_names, "*.ckpt")):
+def weights_among(names: Collection[str], place: object) -> str:
+    """Which of the names in one folder, `place`, is its weights: the usual ones first, safetensors before torch's.
+
+    Raises UserError when none is, or when several could be.
+    """
+    stems = ("model", "diffusion_pytorch_model")
+    usual = [f"{stem}.safetensors{tail}" for stem in stems for tail in ("", ".index.json")]
+    torch_usual = ["model.ckpt", "pytorch_model.bin", "diffusion_pytorch_model.bin"]
+    for known, suffix in ((usual, ".safetensors"), (torch_usual, ".ckpt")):
         for name in known:
-            if (folder / name).is_file():
-                return folder / name
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+            if name in names:
+                return name
+        found = sorted(name for name in names if name.endswith(suffix))
         if len(found) == 1:
             return found[0]
         if found:
-            listed = ", ".join(path.name for path in found)
-            raise UserError(f"{folder} holds several files of weights ({listed}): give the file itself")
-    raise UserError(f"{folder} holds no weights: no model.safetensors, no other *.safetensors, no *.ckpt")
+            raise UserError(f"{place} holds several files of weights ({', '.join(found)}): give the file itself")
+    raise UserError(f"{place} holds no weights: no model.safetensors, no other *.safetensors, no *.ckpt")
 
 
 def unwrapped(keys: Iterable[str]) -> dict[str, str]:
