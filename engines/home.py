@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,28 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+SMALL = 64_000_000  # bytes; a smaller file is read again each time
+
+
+def sha256_kept(path: Path) -> str:
+    """sha256 of a file; of a large one it is remembered in the home folder while place, size and time are the same."""
+    found = path.stat()
+    if found.st_size < SMALL:
+        return sha256(path)
+    facts = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
+    note = home() / "digests" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError):
+        if re.fullmatch("[0-9a-f]{64}", known := note.read_text("utf-8")):
+            return known
+    digest = sha256(path)
+    with contextlib.suppress(OSError):  # a home folder that cannot be written costs time alone
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_name(f"{note.name}.{os.getpid()}.part")
+        part.write_text(digest, "utf-8")
+        part.replace(note)
+    return digest
 
 
 def flush(path: Path) -> None:

@@ -1,6 +1,7 @@
-"""A checkpoint folder in stable-audio-tools' layout, read one tensor at a time.
+"""One model on disk, checked and read one tensor at a time: graph weights are asked for by graph name, fp32 numpy.
 
-`model_config.json` and `model.safetensors`; graph weights are asked for by graph name and come back as fp32 numpy.
+Where its tensors come from, model_files and tensor_files say; here they get the names and forms that graphs know:
+parts of fused Linears, folded weight norms, RoPE's tables, the text encoder's own names.
 """
 
 from __future__ import annotations
@@ -13,128 +14,168 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ..engines.errors import UserError
-from ..engines.home import expanded
-from .conditioners import MultiConditioner
+from ..engines.home import sha256_kept
 from .float_graphs import ModelSizes
+from .graph_weights import Shape, graph_weights
+from .hub import licence_of
 from .linears import DIT_PREFIX, Linear, block_linears, split_keys
-from .pretransforms import decoder_from_config
+from .model_files import ModelFiles, find_model
+from .tensor_files import TensorSource, check_dtype
 
-DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
-Array = NDArray[np.generic]
+INV_FREQ = DIT_PREFIX + "transformer.rotary_pos_emb.inv_freq"
+TEXT_PREFIX = "conditioner.conditioners.prompt.model."
+# The token table's other name, under which some files of transformers' have it.
+_ALIASES = {"shared.weight": "encoder.embed_tokens.weight"}
 
 
 class Checkpoint:
-    """One model on disk.
+    """Raises UserError when a file is missing, unreadable, or not a model this package knows."""
 
-    Raises UserError when a file is missing, unreadable, or not a model this package knows.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.config = _read_config(folder / "model_config.json")
+    def __init__(self, files: ModelFiles):
+        self._files = files
+        self.folder, self.config, self.name, self.source = files.folder, files.config, files.name, files.source
         try:
             self.sizes = ModelSizes(self.config)
-            with torch.device("meta"):  # nothing is computed: only asked whether every part can be made of its config
-                MultiConditioner(self.config)
-                decoder_from_config(self.config)
+            self._weights = graph_weights(self.config)
             self.tokenizer_file  # noqa: B018
         except UserError:
             raise
         except Exception as error:  # whatever a part raises for a key it misses or a size that is none
-            raise UserError(f"{folder / 'model_config.json'} lacks or misstates {error}") from None
+            raise UserError(f"{files.config_file} lacks or misstates {error}") from None
         self.linears: list[Linear] = block_linears(self.sizes.dit)
         self._split = split_keys(self.linears)
-        self.weights_file = folder / "model.safetensors"
-        if not self.weights_file.is_file():
-            raise UserError(f"{folder} has no model.safetensors")
-        try:
-            self._tensors = safe_open(self.weights_file, framework="pt")
-            self.keys = set(self._tensors.keys())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.weights_file} is not a readable safetensors file: {error}") from None
-        for linear in self.linears:
-            key, expected = linear.key(), [linear.out_features, linear.in_features]
-            found = self._tensors.get_slice(key).get_shape() if key in self.keys else "missing"
-            if found != expected:
-                raise UserError(f"{self.weights_file}: {key} is {found}, model_config.json asks for {expected}")
+        self._check()
 
     @classmethod
-    def open(cls, model: str) -> Checkpoint:
-        """`demo` or a local folder in stable-audio-tools' layout."""
-        folder = DEMO if model == "demo" else expanded(model)
-        if not folder.is_dir():
-            raise UserError(f"--model {model}: no such folder; give 'demo' or a folder with model_config.json")
-        return cls(folder)
+    def open(cls, model: str, text_encoder: str | None = None) -> Checkpoint:
+        """`demo`, a folder in stable-audio-tools' or diffusers' layout, a file of weights, or a hub id.
+
+        text_encoder: a folder or hub id, for models whose text encoder is not in the checkpoint.
+        """
+        return cls(find_model(model, text_encoder))
+
+    @classmethod
+    def of_bundle(cls, model: dict) -> Checkpoint:
+        """The model that a bundle was built from, by what its manifest says of it (`model`)."""
+        return cls.open(model["source"], model.get("text_encoder") or None)
 
     @property
-    def source(self) -> str:
-        """What `open` takes to find it again."""
-        return "demo" if self.folder == DEMO else str(self.folder.resolve())
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
+    def text_encoder(self) -> str:
+        """What `open` was given for it, or nothing."""
+        return "" if self._files.text_encoder is None else self._files.text_encoder.source
 
     @property
     def licence(self) -> str:
         """The checkpoint's own licence or notice text, carried into every bundle; empty when it has none."""
-        texts = [path.read_text("utf-8", "replace") for path in self._notices()]
-        return "\n".join(texts)
-
-    def _notices(self) -> list[Path]:
-        return [path for name in ("LICENSE", "LICENSE.md", "NOTICE") if (path := self.folder / name).is_file()]
+        return licence_of(self.folder)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over configuration, tokenizer and weights: what caches are keyed by."""
-        sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        sha.update(self.tokenizer_file.read_bytes())
-        with self.weights_file.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                sha.update(chunk)
-        return sha.hexdigest()
+        """sha256 over configuration, tokenizer and the sha256 of every file of weights: what caches are keyed by."""
+        files = [self.tokenizer_file, *self._files.tensors.files]
+        if self._files.text_encoder is not None:
+            files += self._files.text_encoder.tensors.files
+        facts = [self.config, *map(sha256_kept, files)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def tokenizer_file(self) -> Path:
-        configs = {c["id"]: c["config"] for c in self.config["model"]["conditioning"]["configs"]}
-        path = self.folder / configs["prompt"]["tokenizer"]
+        if self._files.text_encoder is not None:
+            return self._files.text_encoder.tokenizer
+        path = self.folder / self.sizes.conditioning.configs["prompt"]["tokenizer"]
         if not path.is_file():
             raise UserError(f"{self.folder} has no {path.name} (the prompt conditioner's tokenizer)")
         return path
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The fp32 array of a graph weight: a checkpoint key, a part of a fused Linear, or a RoPE table."""
+        """The fp32 array of a graph weight: a checkpoint key, a part of a fused Linear, or a RoPE table.
+
+        Raises UserError, with file and key, for one that is not there or holds NaN or infinity.
+        """
         if name in ("rope.cos", "rope.sin"):
             return self._rope(name)
-        key, rows = self._split.get(name, (name, slice(None)))
-        if (pair := self._weight_norm(key)) is not None:
-            return fold_weight_norm(*(self.tensor(part) for part in pair))
-        if key not in self.keys:
-            raise UserError(f"{self.weights_file} lacks {key}: not a checkpoint of this model_config.json")
-        # Opened for every tensor: pages of a mapping that stays open count as this process's memory.
-        with safe_open(self.weights_file, framework="pt") as file:
-            tensor = file.get_tensor(key) if rows == slice(None) else file.get_slice(key)[rows]
-            return np.array(tensor.float().numpy())
+        source, key, rows = self._place(name)
+        if (pair := _weight_norm(source, key)) is not None:
+            return fold_weight_norm(*(_finite(source, part, slice(None)) for part in pair))
+        if key not in source.shapes:
+            raise UserError(f"{_file(source)} lacks {key}: not a checkpoint of this model_config.json")
+        return _finite(source, key, rows)
 
-    def _weight_norm(self, key: str) -> tuple[str, str] | None:
-        """The keys of g and v, under torch's old or new names, where the checkpoint has them in place of `key`."""
-        module = key.removesuffix(".weight")
-        if key in self.keys or module == key:
-            return None
-        new = f"{module}.parametrizations.weight.original"
-        pairs = ((f"{key}_g", f"{key}_v"), (f"{new}0", f"{new}1"))
-        return next((pair for pair in pairs if self.keys.issuperset(pair)), None)
+    def _place(self, name: str) -> tuple[TensorSource, str, slice]:
+        """Where a weight is: source, key and rows."""
+        if name.startswith(TEXT_PREFIX) and self._files.text_encoder is not None:
+            source, key = self._files.text_encoder.tensors, name.removeprefix(TEXT_PREFIX)
+            return source, key if key in source.shapes else _ALIASES.get(key, key), slice(None)
+        key, rows = self._split.get(name, (name, slice(None)))
+        return self._files.tensors, key, rows
+
+    def _check(self) -> None:
+        """Every tensor that a graph will ask for is there, of the right shape, in a type that is read."""
+        missing: list[str] = []
+        for name, shape in self._expected().items():
+            source, key, _ = self._place(name)
+            if (pair := _weight_norm(source, key)) is not None:
+                wanted = {pair[0]: (shape[0], *[1] * (len(shape) - 1)), pair[1]: shape}
+            else:
+                wanted = {key: shape}
+            for key, shape in wanted.items():
+                if key not in source.shapes:
+                    missing.append(f"{_file(source)} lacks {key}")
+                    continue
+                if source.shapes[key] != shape:
+                    found = list(source.shapes[key])
+                    raise UserError(
+                        f"{source.file_of(key)}: {key} is {found}, model_config.json asks for {list(shape)}"
+                    )
+                check_dtype(source, key)
+        if missing:
+            more = f" and {len(missing) - 1} more of its tensors" if len(missing) > 1 else ""
+            raise UserError(f"{missing[0]}{more}: not a whole checkpoint of this model_config.json")
+
+    def _expected(self) -> dict[str, Shape]:
+        """Name, or of fused Linears key, of every tensor that graphs are made of -> its shape."""
+        found = {name: shape for shapes in self._weights.values() for name, shape in shapes.items()}
+        for table in ("rope.cos", "rope.sin"):
+            del found[table]
+        for linear in self.linears:
+            for parameter in ("weight", "bias") if linear.bias else ("weight",):
+                for part in linear.parts:
+                    del found[linear.graph_name(part, parameter)]
+                width = (linear.in_features,) if parameter == "weight" else ()
+                found[linear.key(parameter)] = (linear.out_features, *width)
+        return {**found, INV_FREQ: (self.sizes.dit.rotary_dim // 2,)}
 
     def _rope(self, name: str) -> NDArray[np.float32]:
         from .dit import RotaryEmbedding
 
         rotary = RotaryEmbedding(self.sizes.dit.rotary_dim)
-        rotary.inv_freq = torch.from_numpy(self.tensor(DIT_PREFIX + "transformer.rotary_pos_emb.inv_freq"))
+        rotary.inv_freq = torch.from_numpy(self.tensor(INV_FREQ))
         cos, sin = rotary.tables(self.sizes.max_latents + 1)
         return (cos if name == "rope.cos" else sin).numpy()
+
+
+def _file(source: TensorSource) -> Path:
+    """The one that messages name for what is not there."""
+    return source.files[0]
+
+
+def _finite(source: TensorSource, key: str, rows: slice) -> NDArray[np.float32]:
+    value = source.read(key, rows)
+    if not np.isfinite(value).all():
+        raise UserError(f"{source.file_of(key)}: {key} holds NaN or infinity; training or the download went wrong")
+    return value
+
+
+def _weight_norm(source: TensorSource, key: str) -> tuple[str, str] | None:
+    """The keys of g and v, under torch's old or new names, where the source has them in place of `key`."""
+    module = key.removesuffix(".weight")
+    if key in source.shapes or module == key:
+        return None
+    new = f"{module}.parametrizations.weight.original"
+    pairs = ((f"{key}_g", f"{key}_v"), (f"{new}0", f"{new}1"))
+    return next((pair for pair in pairs if all(part in source.shapes for part in pair)), None)
 
 
 def fold_weight_norm(g: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -145,15 +186,3 @@ def fold_weight_norm(g: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[
     axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
     norm = np.sqrt(np.square(v).sum(axis=axes, keepdims=True, dtype=np.float64))
     return v * (g / norm).astype(np.float32)
-
-
-def _read_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no model_config.json: not a folder in stable-audio-tools' layout") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return config

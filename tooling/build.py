@@ -195,6 +195,7 @@ def _manifest(
         "model": {
             "name": checkpoint.name,
             "source": checkpoint.source,
+            "text_encoder": checkpoint.text_encoder,
             "digest": checkpoint.digest,
             "licence": checkpoint.licence,
             "pretransform": checkpoint.config["model"]["pretransform"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -16,6 +18,14 @@ def bundle_parts(bundle: Bundle) -> dict[str, int]:
         part = name.partition(".")[0]
         parts[part] = parts.get(part, 0) + entry["bytes"]
     return parts
+
+
+def papers_count(parts: Mapping[str, int]) -> int:
+    """Bytes of DiT, autoencoder, number conditioners and tables, of `bundle_parts`: without text encoder and tokenizer.
+
+    What arXiv 2510.00313 counts: its 4,854 MB are those of Stable Audio Open's model.safetensors.
+    """
+    return sum(size for part, size in parts.items() if part not in ("text", "tokenizer"))
 
 
 def bundle_layers(bundle: Bundle) -> list[dict]:

@@ -55,13 +55,14 @@ def plan_build(
     output: Path | None,
     calibration: CalibrationOptions,
     device: str | None = None,
+    text_encoder: str | None = None,
 ) -> BuildPlan:
     """Check all that `workflow.build` checks before it begins, and foretell what it would write. Writes nothing.
 
     Raises UserError as the build would: for the model, the backend, the patterns, the output, the prompts.
     """
     backend = choose_backend(backend, device)
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model, text_encoder)
     if output is not None:
         check_target(output)
     table, facts = None, None

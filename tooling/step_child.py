@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from ..exporters.checkpoint import Checkpoint
     from ..exporters.dit import DiffusionTransformer
-    from ..runtime.pipeline import Pipeline
 
     Float = NDArray[np.float32]
 Step = Callable[[], "Float"]
@@ -45,7 +44,7 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
 
     from ..engines.base import open_engine
     from ..engines.manifest import step_graphs
-    from ..runtime.pipeline import Pipeline, Settings
+    from ..runtime.pipeline import Pipeline, graph_shapes
     from ..runtime.step_engine import StepEngine
 
     pipeline = Pipeline.open(question["bundle"])
@@ -54,27 +53,23 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
         raise UserError(f"{backend} has no choice of precision; leave out :{precision}")
     if precision == "bf16" and not _has_bf16():
         raise UserError("this CPU does not multiply bf16; leave out :bf16")
-    settings = Settings(steps=question["steps"])
+    settings = pipeline.settings(steps=question["steps"])
     conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
     if question["embeds"] is not None:
         np.save(question["embeds"], pipeline._embed(question["prompt"]))
-    shapes = _step_shapes(pipeline, question["latents"])
+    shapes = graph_shapes(pipeline.sizes, step_sigmas=pipeline.step_sigmas, latents=question["latents"])
     engines = {
         graph: open_engine(
-            backend, pipeline.bundle.path(f"{graph}.onnx"), shapes, threads=question["threads"], precision=precision
+            backend,
+            pipeline.bundle.path(f"{graph}.onnx"),
+            shapes[graph],
+            threads=question["threads"],
+            precision=precision,
         )
         for graph in step_graphs(pipeline.step_sigmas)
     }
     engine, x, step = StepEngine(engines, pipeline.step_sigmas), np.load(question["x"]), question["step"]
     return lambda: engine.run(conditioning, step, x)["velocity"], {"sigma": float(conditioning.sigmas[step])}
-
-
-def _step_shapes(pipeline: Pipeline, latents: int) -> dict[str, tuple[int, ...]]:
-    """Input shapes of a step graph for so many latents."""
-    from ..runtime.pipeline import graph_shapes
-
-    shapes = graph_shapes(pipeline.sizes)["step"]
-    return {**shapes, "x": (*shapes["x"][:2], latents)}
 
 
 def _has_bf16() -> bool:
@@ -89,21 +84,16 @@ def open_torch(question: Mapping) -> tuple[Step, dict]:
     """
     import numpy as np
 
-    from ..runtime.schedule import sigma_to_t
+    from ..exporters.checkpoint import Checkpoint
+    from ..runtime.schedule import OBJECTIVES
     from .bench import dit_step, torch_dit
 
-    checkpoint = open_checkpoint(question["model"])
+    checkpoint = Checkpoint.open(question["model"])
     dit = torch_dit(checkpoint, question["threads"])
-    t = np.float32(sigma_to_t(np.float64(question["sigma"])))
+    t = np.float32(OBJECTIVES[checkpoint.sizes.objective].time(np.float64(question["sigma"])))
     embeds = np.load(question["embeds"])
     inputs = {"x": np.load(question["x"]), **torch_conditioning(checkpoint, dit, embeds, question["seconds"], t)}
     return dit_step(dit, inputs), {}
-
-
-def open_checkpoint(model: str) -> Checkpoint:
-    from ..exporters.checkpoint import Checkpoint
-
-    return Checkpoint.open(model)
 
 
 def torch_conditioning(

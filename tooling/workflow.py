@@ -86,6 +86,7 @@ def build(
     say: Say = silent,
     device: str | None = None,
     allow_float: bool = False,
+    text_encoder: str | None = None,
 ) -> Built:
     """A recipe becomes a bundle; the model is calibrated first when the recipe needs it and no table is at hand.
 
@@ -96,13 +97,14 @@ def build(
     >>> print(built)
     without-ff2
 
-    model: `demo` or a folder in stable-audio-tools' layout. output: the bundle's folder (default: in the home folder).
+    model: `demo`, a folder in stable-audio-tools' or diffusers' layout, a file of weights or a hub id; text_encoder: a
+    folder or hub id, for models that are without theirs. output: the bundle's folder (default: in the home folder).
     device, allow_float: see `build_bundle`.
     Raises UserError for whatever the user can mend; a bundle is whole or absent.
     """
     recipe = recipe or Recipe()
     backend = choose_backend(backend, device)
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model, text_encoder)
     output = None if output is None else Path(output)
     if output is not None:
         check_target(output)

@@ -74,7 +74,7 @@ def test_nothing_of_a_float_bundle_runs_in_int8(floats, graph):
 
 def test_openvinos_dialect_would_be_lost_here(tiny, tiny_sqs):
     """Why the dialect exists: of int8 pairs that several Linears share, ONNX Runtime makes float products."""
-    lost = lost_linears(tiny_sqs.folder, "onnxruntime", tiny_sqs.manifest["sizes"], Checkpoint(tiny).linears)
+    lost = lost_linears(tiny_sqs.folder, "onnxruntime", tiny_sqs.manifest["sizes"], Checkpoint.open(str(tiny)).linears)
     assert {name.split(".", 3)[3] for name in lost} >= {"self_attn.to_qkv", "ff.ff.0.proj"}
 
 

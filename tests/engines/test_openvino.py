@@ -64,7 +64,7 @@ def test_a_matmul_that_lost_its_int8_is_not_counted(tiny, tiny_sqs, tmp_path, da
     folder = damaged_copy(tiny_sqs, tmp_path / "damaged", damage)
     engine = compiled(tiny_sqs, "step", folder / "step.onnx")
     assert engine.int8_matmuls() & matmul_names(folder / "step.onnx") == named(STEP_MATMULS) - {matmul}
-    linears = Checkpoint(tiny).linears
+    linears = Checkpoint.open(str(tiny)).linears
     sizes, expected = tiny_sqs.manifest["sizes"], [matmul.removeprefix("model.model.").removesuffix(".value")]
     assert building.lost_linears(folder, "openvino", sizes, linears) == expected
     for name in ("step.onnx", "step.onnx.data"):
@@ -76,7 +76,7 @@ def test_a_matmul_that_lost_its_int8_is_not_counted(tiny, tiny_sqs, tmp_path, da
 
 
 def test_no_linear_of_the_whole_bundle_is_lost(tiny, tiny_sqs, tiny_float):
-    linears = Checkpoint(tiny).linears
+    linears = Checkpoint.open(str(tiny)).linears
     assert building.lost_linears(tiny_sqs.folder, "openvino", tiny_sqs.manifest["sizes"], linears) == []
     names = [linear.name for linear in linears]
     assert building.lost_linears(tiny_float.folder, "openvino", tiny_float.manifest["sizes"], linears) == names

@@ -141,7 +141,7 @@ def test_an_unwritable_report_is_refused_before_the_work(tmp_path):
 
 
 def test_one_block_of_stable_audio_opens_sizes(tmp_path):
-    checkpoint = Checkpoint(write_checkpoint("sao-block", tmp_path / "block"))
+    checkpoint = Checkpoint.open(str(write_checkpoint("sao-block", tmp_path / "block")))
     dit = checkpoint.sizes.dit
     assert (dit.embed_dim, dit.num_heads, dit.kv_heads, dit.dim_heads, dit.ff_inner) == (1536, 24, 12, 64, 6144)
     assert (checkpoint.sizes.max_latents, checkpoint.sizes.context_tokens) == (1024, 130)

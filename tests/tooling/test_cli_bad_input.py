@@ -238,7 +238,7 @@ DAMAGED = {
     "truncated weights": (truncated(0.5), "model.safetensors"),
     "truncated header": (truncated(0.001), "model.safetensors"),
     "empty weights": (truncated(0), "model.safetensors"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights: no model.safetensors"),
     "no config": (lambda folder: (folder / "model_config.json").unlink(), "has no model_config.json"),
     "config not JSON": (lambda folder: (folder / "model_config.json").write_text("{"), "is not valid JSON"),
     "config a list": (lambda folder: (folder / "model_config.json").write_text("[]"), "model_config.json"),

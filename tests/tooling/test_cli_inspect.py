@@ -26,7 +26,7 @@ def inspected(bundle: Bundle) -> dict:
 
 def test_the_object_is_the_manifest_and_sizes(tiny_sqs: Bundle) -> None:
     value = inspected(tiny_sqs)
-    added = {"bundle", "size_bytes", "size_bytes_by_part", "layers"}
+    added = {"bundle", "size_bytes", "size_bytes_by_part", "size_bytes_without_text", "layers"}
     manifest = json.loads((tiny_sqs.folder / MANIFEST).read_text())
     assert {key: value[key] for key in value.keys() - added} == {k: v for k, v in manifest.items() if k != "layers"}
     assert [{key: row[key] for key in fact} for row, fact in zip(value["layers"], manifest["layers"])] == manifest[
@@ -34,7 +34,9 @@ def test_the_object_is_the_manifest_and_sizes(tiny_sqs: Bundle) -> None:
     ]
     assert added <= value.keys()
     assert value["bundle"] == str(tiny_sqs.folder)
-    assert value["size_bytes"] == tiny_sqs.size_bytes == sum(value["size_bytes_by_part"].values())
+    parts = value["size_bytes_by_part"]
+    assert value["size_bytes"] == tiny_sqs.size_bytes == sum(parts.values())
+    assert value["size_bytes_without_text"] == tiny_sqs.size_bytes - parts["text"] - parts["tokenizer"]
     on_disk = {path.name: path.stat().st_size for path in tiny_sqs.folder.iterdir()}
     assert value["size_bytes_by_part"] == {
         **{g: on_disk[f"{g}.onnx"] + on_disk[f"{g}.onnx.data"] for g in ("text", "conditioning", "step", "decoder")},

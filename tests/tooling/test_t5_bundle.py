@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -36,33 +37,22 @@ TOKENS = 24
 MODEL = "conditioner.conditioners.prompt.model."
 
 
-class WithT5(Checkpoint):
-    """A checkpoint whose T5 is in the folder `t5` beside its weights."""
-
-    @property
-    def tokenizer_file(self) -> Path:
-        return self.folder / "t5" / "tokenizer.json"
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        if name.startswith(MODEL):
-            return load_file(self.folder / "t5" / "model.safetensors")[name.removeprefix(MODEL)].numpy()
-        return super().tensor(name)
-
-
 class Case:
     def __init__(self, folder: Path, numbers: Sequence[str], **encoder: object):
         config = t5_config(numbers, TOKENS, **encoder)
         self.model: Tiny = random_model(config=config)
-        write_t5(folder / "t5", **encoder)
-        (folder / "model_config.json").write_text(json.dumps(config))
+        write_t5(folder / "text_encoder", **encoder)
+        written = copy.deepcopy(config)
+        written["model"]["conditioning"]["configs"][0]["config"].pop("encoder")  # it is beside the model, not in it
+        (folder / "model_config.json").write_text(json.dumps(written))
         state = self.model.state_dict()
         save_file(
             {name: value for name, value in state.items() if not name.startswith(MODEL)}, folder / "model.safetensors"
         )
         self.model.conditioner.conditioners["prompt"].model.load_state_dict(
-            load_file(folder / "t5" / "model.safetensors")
+            load_file(folder / "text_encoder" / "model.safetensors")
         )
-        self.checkpoint = WithT5(folder)
+        self.checkpoint = Checkpoint.open(str(folder))
 
     def build(self, target: Path, backend: str) -> Bundle:
         return build_bundle(self.checkpoint, Recipe("none"), backend, target).bundle

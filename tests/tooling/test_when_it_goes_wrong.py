@@ -8,13 +8,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import error_of
 from safetensors.torch import load_file, save_file
+from tiny import write_t5
 
 from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.errors import UserError
 from dit_trt.engines.manifest import MANIFEST, write_manifest
+from dit_trt.runtime.wav import write_wav
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-it-goes-wrong.md"
 
@@ -42,16 +46,40 @@ class Desk:
         Path(name).write_bytes(content)
         return name
 
+    def sound(self) -> Path:
+        write_wav(self.model / "in.wav", np.ones((2, 800), np.float32), 8000)
+        return self.model / "in.wav"
+
+    def t5(self, **changes: object) -> None:
+        self.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="t5", config={}))
+        write_t5(self.model / "text_encoder")
+        path = self.model / "text_encoder" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def without_t5(self) -> None:
+        """No text encoder beside the model, and no hub to ask."""
+        self.t5()
+        shutil.rmtree(self.model / "text_encoder")
+        self.monkeypatch.setattr("dit_trt.exporters.model_files.fetch_text_encoder", refuse)
+
     def config(self, change: Callable[[dict], object]) -> None:
         path = self.model / "model_config.json"
         config = json.loads(path.read_text())
         change(config)
         path.write_text(json.dumps(config))
 
-    def nan(self) -> None:
+    def weights(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
         weights = load_file(self.model / "model.safetensors")
-        next(iter(weights.values())).view(-1)[:1] = torch.nan
+        change(weights)
         save_file(weights, self.model / "model.safetensors")
+
+    def weight(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        name = "model.model.transformer.layers.1.ff.ff.2.weight"
+        self.weights(lambda weights: weights.update({name: change(weights[name])}))
+
+    def cut(self) -> None:
+        path = self.model / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1000])
 
     def fail(self, where: str, error: BaseException) -> None:
         def fail(*args: object, **kwargs: object) -> None:
@@ -70,6 +98,10 @@ class Desk:
         Path("home/bundles/one/step.onnx").unlink()
 
 
+def refuse(name: str) -> Path:
+    raise UserError(f"{name} cannot be fetched: no network")
+
+
 CASES: dict[str, Callable[[Desk], str]] = {
     "unknown method …": lambda d: d.build("--method", "gptq", code=2),
     "steps … is outside 1..1000": lambda d: d.run("rain", "--steps", 0, code=2),
@@ -77,6 +109,12 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the prompt is empty; …": lambda d: d.run(" ", code=2),
     "the prompt … is not UTF-8 text; …": lambda d: d.run("\udcff", code=2),
     "seconds … is outside 0.1..…, this model's longest": lambda d: d.run("rain", "--seconds", 900),
+    "the sampler … is not for this model (…); it has: …": lambda d: d.run("rain", "--sampler", "pingpong", code=2),
+    "--init-audio … cannot be read as sound (…); …": lambda d: d.run("rain", "--init-audio", "model/LICENSE"),
+    "init_noise_level … is outside …, this model's noise levels": lambda d: d.run(
+        "rain", "--init-audio", d.sound(), "--init-noise-level", 0.1
+    ),
+    "the model … has no encoder: it cannot take audio": lambda d: d.run("rain", "--init-audio", d.sound()),
     "No such option …": lambda d: d.run("-rain", code=2),
     "--output …: only .wav is written; …": lambda d: d.run("rain", "--output", "a.mp3", code=2),
     "--output … is one file, but … clips are asked for; …": lambda d: d.run("a", "b", "--output", "a.wav", code=2),
@@ -112,17 +150,13 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the conditioner … is of type …; supported: …": lambda d: (
         d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="clap_text")) or d.build()
     ),
-    "the checkpoint does not contain the text encoder …; give its folder with --text-encoder DIR": lambda d: (
-        d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="t5", config={})) or d.build()
+    "…; or give the folder of the text encoder … with --text-encoder DIR": lambda d: d.without_t5() or d.build(),
+    "… has no tokenizer.json, nor ../tokenizer/tokenizer.json: …": lambda d: (
+        d.t5() or (d.model / "text_encoder" / "tokenizer.json").unlink() or d.build()
     ),
-    "this T5 encoder is not supported: …": lambda d: (
-        d.config(
-            lambda config: config["model"]["conditioning"]["configs"][0].update(
-                type="t5", config={"encoder": {"feed_forward_proj": "gated-silu"}}
-            )
-        )
-        or d.build()
-    ),
+    "--text-encoder …: no such folder; …": lambda d: d.t5() or d.build("--text-encoder", "nowhere"),
+    "--text-encoder: the model … takes none, …": lambda d: d.build("--text-encoder", "model"),
+    "this T5 encoder is not supported: …": lambda d: d.t5(feed_forward_proj="gated-silu") or d.build(),
     "this model's cross_attention_cond_ids=… is not supported …": lambda d: (
         d.config(lambda config: config["model"]["diffusion"].update(cross_attention_cond_ids=["prompt", "bpm"]))
         or d.build()
@@ -143,13 +177,21 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
     "include, exclude and bits_for leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),
-    "--model …: no such folder; …": lambda d: error_of("build", "--model", "nope"),
+    "--model …: no such folder or file; …": lambda d: error_of("build", "--model", "nope"),
     "… is not valid JSON: …": lambda d: d.write("model/model_config.json", b"{") and d.build(),
     "…model_config.json lacks or misstates …": lambda d: (
         d.config(lambda config: config["model"]["pretransform"]["config"].pop("n_fft")) or d.build()
     ),
-    "… is not a readable safetensors file: …": lambda d: d.write("model/model.safetensors", b"short") and d.build(),
-    "the checkpoint's … holds NaN or infinity": lambda d: d.nan() or d.build("--method", "none"),
+    "… is not a safetensors file": lambda d: d.write("model/model.safetensors", b"short") and d.build(),
+    "… is cut off: … ends at byte …, the file at …; …": lambda d: d.cut() or d.build(),
+    "… lacks …: not a whole checkpoint of this model_config.json": lambda d: (
+        d.weights(lambda weights: weights.pop("model.model.preprocess_conv.weight")) or d.build()
+    ),
+    "…: … is …, model_config.json asks for …": lambda d: d.weight(lambda w: w[:, :-1].contiguous()) or d.build(),
+    "…: … is of type …; only F64, F32, F16, BF16 can be read": lambda d: (
+        d.weight(lambda w: w.to(torch.int8)) or d.build()
+    ),
+    "…: … holds NaN or infinity; …": lambda d: d.weight(lambda w: w * torch.nan) or d.build("--method", "none"),
     "… has no tokenizer.json (the prompt conditioner's tokenizer)": lambda d: (
         (d.model / "tokenizer.json").unlink() or d.build()
     ),

@@ -24,6 +24,7 @@ Examples:
   dit-trt build --method sqt --bits w4a8 --rounding gptq --group-size 128
   dit-trt build --bits w4a8 --bits-for "ff.ff.2=w8a8" --alpha auto
   dit-trt build --method none                 FP32 (diff makes its own)
+  dit-trt build --model stabilityai/stable-audio-open-1.0
   dit-trt build --exclude ff.ff.2 --dry-run   what it would cost
   dit-trt build --prompts captions.csv --num-prompts 20 --recalibrate
   dit-trt inspect --recipe > recipe.toml      a bundle's recipe as a file,
@@ -43,7 +44,10 @@ calibration = partial(click.option, cls=GroupedOption, group="Calibration")
 
 
 @click.command(epilog=EPILOG, cls=GroupedCommand)
-@option("--model", metavar="M", default="demo", show_default=True, shell_complete=models, help="demo or a folder.")
+@option(
+    "--model", metavar="M", default="demo", show_default=True, shell_complete=models, help="demo, folder, file, hub id."
+)
+@option("--text-encoder", metavar="DIR", shell_complete=folders, help="T5, if it is not beside the model.")
 @option("--backend", metavar="B", default="auto", shell_complete=backends, help="auto, openvino or onnxruntime.")
 @option("--device", metavar="D", help="Whose kernels are proven (default: the backend's CPU).")
 @option("--output", metavar="DIR", shell_complete=folders, help="The bundle's place (default: in the home folder).")
@@ -63,6 +67,7 @@ calibration = partial(click.option, cls=GroupedOption, group="Calibration")
 @dit_command
 def command(
     model: str,
+    text_encoder: str | None,
     backend: str,
     device: str | None,
     output: str | None,
@@ -101,8 +106,10 @@ def command(
     if dry_run:
         from ..plan import plan_build
 
-        return show_plan(plan_build(recipe, model, chosen, path_option(output), options, device), options)
-    built = build(recipe, model, chosen, path_option(output), options, progress, say, device, allow_float_gemm)
+        return show_plan(plan_build(recipe, model, chosen, path_option(output), options, device, text_encoder), options)
+    built = build(
+        recipe, model, chosen, path_option(output), options, progress, say, device, allow_float_gemm, text_encoder
+    )
     bundle = built.bundle
     more = "".join(f", {words}" for words in options_of(recipe))
     tell(f"{built.linears} Linears asked for, {built.int8_linears} in int8{more}")

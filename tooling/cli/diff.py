@@ -86,10 +86,12 @@ def command(
         from ...exporters.checkpoint import Checkpoint
         from ..workflow import reference_bundle
 
-        source = found.manifest["model"]["source"]
-        checkpoint = Checkpoint.open(source)
-        if checkpoint.digest != found.manifest["model"]["digest"]:
-            raise UserError(f"the model at {source} has changed since {found.folder.name} was built; build it again")
+        model = found.manifest["model"]
+        checkpoint = Checkpoint.of_bundle(model)
+        if checkpoint.digest != model["digest"]:
+            raise UserError(
+                f"the model at {model['source']} has changed since {found.folder.name} was built; build it again"
+            )
         reference = reference_bundle(checkpoint, found.backend, say)
     if simulate:
         from ..engine_loss import calibration_of

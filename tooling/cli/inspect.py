@@ -35,7 +35,7 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
     manifest's sha256.
     """
     from ...engines.bundle import find_bundle
-    from ..contents import bundle_layers, bundle_parts
+    from ..contents import bundle_layers, bundle_parts, papers_count
     from ..recipe import Recipe
     from ..recipe_file import recipe_toml
 
@@ -52,6 +52,7 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
             show("\n".join(facts) + "\n")
             shares = [(part, size, f"{size / found.size_bytes:.1%}") for part, size in parts.items()]
             show_table([("part", "bytes", "share"), *shares])
+            show(f"without the text encoder, as papers count: {megabytes(papers_count(parts))}")
             show("")
             show_table(table)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -61,6 +62,7 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
         "bundle": str(found.folder),
         "size_bytes": found.size_bytes,
         "size_bytes_by_part": parts,
+        "size_bytes_without_text": papers_count(parts),
         "layers": rows,
     }
 

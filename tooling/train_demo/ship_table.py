@@ -6,7 +6,8 @@ python -m dit_trt.tooling.train_demo.ship_table
 from __future__ import annotations
 
 from ...engines.base import choose_backend
-from ...exporters.checkpoint import DEMO, Checkpoint
+from ...exporters.checkpoint import Checkpoint
+from ...exporters.model_files import DEMO
 from ..calibrate import calibrate
 from ..tables import SHIPPED, slim_table
 from ..workflow import CalibrationOptions, reference_bundle

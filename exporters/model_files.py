@@ -1,0 +1,135 @@
+"""Where a model is: what a user names becomes a folder, its configuration, its tensors and its text encoder.
+
+`demo`, a folder in stable-audio-tools' or diffusers' layout, a file of weights beside its `model_config.json` (a
+fine-tune), or a hub id.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engines.errors import UserError
+from ..engines.home import expanded
+from .diffusers_layout import is_diffusers, read_diffusers
+from .hub import fetch_model, fetch_text_encoder, is_hub_id
+from .tensor_files import TensorSource, open_weights
+
+DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
+CONFIG = "model_config.json"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder that is no part of a checkpoint: its config.json, tensors under transformers' names, tokenizer."""
+
+    source: str
+    config: dict
+    tensors: TensorSource
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What was found. source: what `find_model` takes to find it again; config_file: what messages name."""
+
+    source: str
+    name: str
+    folder: Path
+    config_file: Path
+    config: dict
+    tensors: TensorSource
+    text_encoder: TextEncoder | None
+
+
+def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
+    """`demo`, a folder, a file of weights, or a hub id. text_encoder: a folder or hub id (default: the model's own).
+
+    The text encoder's config.json is put into the prompt conditioner's settings, so that graphs depend on the model's
+    configuration alone. Raises UserError when something is missing or unreadable.
+    """
+    path = DEMO if model == "demo" else expanded(model)
+    if path.exists():
+        source, name = ("demo" if path == DEMO else str(path.resolve())), path.resolve().stem
+        if path.is_dir():
+            name = path.resolve().name
+    elif is_hub_id(model):
+        source, name, path = model, model.partition("/")[2], fetch_model(model)
+    else:
+        raise UserError(
+            f"--model {model}: no such folder or file; give 'demo', a folder with {CONFIG}, or a hub id (owner/name)"
+        )
+    folder = path if path.is_dir() else path.parent
+    config_file = folder / CONFIG
+    if path.is_dir() and not config_file.is_file() and is_diffusers(path):
+        config_file = path / "model_index.json"
+        config, tensors = read_diffusers(path)
+    else:
+        config, tensors = _read_config(config_file), open_weights(path)
+    encoder = None
+    if (prompt := _t5_settings(config)) is not None:
+        encoder = find_text_encoder(str(prompt.get("t5_model_name", "t5-base")), folder, text_encoder)
+        config = copy.deepcopy(config)
+        _t5_settings(config)["encoder"] = encoder.config  # type: ignore[index]
+    elif text_encoder is not None:
+        raise UserError(f"--text-encoder: the model {name} takes none, its prompts have a table of their own")
+    return ModelFiles(source, name, folder, config_file, config, tensors, encoder)
+
+
+def find_text_encoder(name: str, model_folder: Path, given: str | None) -> TextEncoder:
+    """The given one; else that beside the model (`text_encoder/`, `tokenizer/`, as diffusers'); else the hub's."""
+    if given is not None:
+        folder = expanded(given)
+        if folder.is_dir():
+            return _open_text_encoder(str(folder.resolve()), folder)
+        if not is_hub_id(given):
+            raise UserError(f"--text-encoder {given}: no such folder; give one with config.json, or a hub id")
+        return _open_text_encoder(given, fetch_text_encoder(given))
+    if (model_folder / "text_encoder").is_dir():
+        return _open_text_encoder("", model_folder / "text_encoder")
+    try:
+        return _open_text_encoder("", fetch_text_encoder(name))
+    except UserError as error:
+        raise UserError(f"{error}; or give the folder of the text encoder {name} with --text-encoder DIR") from None
+
+
+def _open_text_encoder(source: str, folder: Path) -> TextEncoder:
+    """source: what --text-encoder was, empty where it was not given."""
+    config = _read_json(folder / "config.json", "the folder of a text encoder has one")
+    places = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
+    tokenizer = next((path for path in places if path.is_file()), None)
+    if tokenizer is None:
+        raise UserError(
+            f"{folder} has no tokenizer.json, nor ../tokenizer/tokenizer.json: "
+            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
+        )
+    return TextEncoder(source, config, open_weights(folder), tokenizer)
+
+
+def _t5_settings(config: dict) -> dict | None:
+    """The settings of a prompt conditioner of type t5; None where there is none, or the configuration is malformed."""
+    try:
+        entries = config["model"]["conditioning"]["configs"]
+        return next((e["config"] for e in entries if e["id"] == "prompt" and e["type"] == "t5"), None)
+    except (KeyError, TypeError):
+        return None
+
+
+def _read_config(path: Path) -> dict:
+    return _read_json(path, "not a folder in stable-audio-tools' or diffusers' layout")
+
+
+def _read_json(path: Path, missing: str) -> dict:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return config
