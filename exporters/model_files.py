@@ -63,7 +63,8 @@ def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
         )
     folder = path if path.is_dir() else path.parent
     config_file = folder / CONFIG
-    if path.is_dir() and not config_file.is_file() and is_diffusers(path):
+    bare = config_file.is_file() and any(path.glob("*.safetensors") if path.is_dir() else [path])
+    if is_diffusers(folder) and not bare and path.is_dir():
         config_file = path / "model_index.json"
         config, tensors = read_diffusers(path)
     else:
