@@ -90,7 +90,7 @@ def read_diffusers(folder: Path) -> tuple[dict, TensorSource]:
     _check_index(_json(folder / INDEX), faults)
     parts = {part: _settings(folder, part, faults) for part in _SETTINGS}
     _check_scheduler(_json(folder / "scheduler" / "scheduler_config.json"), faults)
-    tokens = _json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
+    tokens = _json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 0)
     if not _is_size(tokens) or tokens > _LONGEST_PROMPT:
         faults.append(f"tokenizer model_max_length={tokens!r} (a number of tokens up to {_LONGEST_PROMPT})")
     if not faults:
