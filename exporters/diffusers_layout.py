@@ -90,12 +90,12 @@ def read_diffusers(folder: Path) -> tuple[dict, TensorSource]:
     _check_index(_json(folder / INDEX), faults)
     parts = {part: _settings(folder, part, faults) for part in _SETTINGS}
     _check_scheduler(_json(folder / "scheduler" / "scheduler_config.json"), faults)
-    tokens = _json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
-    if not isinstance(tokens, int) or not _is_size(tokens) or tokens > _LONGEST_PROMPT:
+    tokens = _json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 0)
+    if not _is_size(tokens) or tokens > _LONGEST_PROMPT:
         faults.append(f"tokenizer model_max_length={tokens!r} (a number of tokens up to {_LONGEST_PROMPT})")
     if not faults:
         _check_sizes(parts["transformer"], parts["vae"], parts["projection_model"], faults)
-    if faults or not isinstance(tokens, int):
+    if faults:
         raise UserError(f"{folder}: this pipeline is not supported: " + "; ".join(faults))
     config = _model_config(parts["transformer"], parts["vae"], parts["projection_model"], tokens)
     return config, _tensors(folder, parts["transformer"], parts["vae"])

@@ -63,8 +63,7 @@ def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
         )
     folder = path if path.is_dir() else path.parent
     config_file = folder / CONFIG
-    bare = config_file.is_file() and any(path.glob("*.safetensors") if path.is_dir() else [path])
-    if is_diffusers(folder) and not bare and path.is_dir():
+    if path.is_dir() and is_diffusers(path) and not _has_own_weights(path):
         config_file = path / "model_index.json"
         config, tensors = read_diffusers(path)
     else:
@@ -77,6 +76,12 @@ def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
     elif text_encoder is not None:
         raise UserError(f"--text-encoder: the model {name} takes none, its prompts have a table of their own")
     return ModelFiles(source, name, folder, config_file, config, tensors, encoder)
+
+
+def _has_own_weights(folder: Path) -> bool:
+    """Whether a folder in diffusers' layout has stable-audio-tools', too, as Stable Audio Open's repository does."""
+    suffixes = (".safetensors", ".safetensors.index.json", ".ckpt")
+    return (folder / CONFIG).is_file() and any(path.name.endswith(suffixes) for path in folder.iterdir())
 
 
 def find_text_encoder(name: str, model_folder: Path, given: str | None) -> TextEncoder:
