@@ -10,6 +10,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
+from commands import error_of, invoke, one_object
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.exporters.checkpoint import Checkpoint
@@ -109,6 +110,12 @@ def test_open_small_from_its_files_to_sound(small: Path, tmp_path: Path) -> None
     pipeline.sample(conditioning, pipeline.settings(), observe=lambda step, inputs, _: seen.append(inputs["x"].shape))
     sizes = bundle.manifest["sizes"]
     assert seen == [(1, sizes["io_channels"], sizes["max_latents"])] * 8
+    run = ("run", "rain", "--bundle", bundle.folder, "--seconds", 0.5, "--output", tmp_path / "a.wav", "--json")
+    assert one_object(invoke(*run, "--sigma-max", 0.2).stdout)["steps"] == 8, "below Open's sigma_min, one of a flow's"
+    assert "sigma_min" in error_of(*run, "--sigma-max", 0.2, "--sampler", "dpmpp-2m", code=2)
+    assert "is not for this model (rf_denoiser); it has: pingpong, euler" in error_of(
+        *run, "--sampler", "dpmpp-2m", code=2
+    )
 
 
 def test_source_and_name_find_the_model_again(model: Path, expected: Bundle) -> None:

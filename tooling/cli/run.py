@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from ...engines.errors import UserError
 from ...engines.home import expanded
 from .common import dit_command, progress, say, tell, usage
 from .completion import bundles, files, samplers
+
+if TYPE_CHECKING:
+    from ...runtime.settings import Settings
 
 EPILOG = """\b
 Examples:
@@ -91,7 +94,7 @@ def command(
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with usage():  # what no model takes is told before one is opened
-        check_clips(prompts, Settings(**chosen), num_variations, negative_prompt)
+        check_clips(prompts, _of_some_model(Settings, chosen), num_variations, negative_prompt)
         paths = _paths(prompts, num_variations, seed, output)
         if init_noise_level is not None and init_audio is None:
             raise UserError("--init-noise-level belongs to --init-audio; give both")
@@ -149,6 +152,17 @@ def command(
         "seconds": seconds,
         "step_ms": round(1000 * statistics.median(times), 3) if times else None,
     }
+
+
+def _of_some_model(settings: type[Settings], chosen: dict[str, Any]) -> Settings:
+    """Raises UserError for what is out of every model's range: a flow's noise levels are not those of other models."""
+    try:
+        return settings(**chosen)
+    except UserError:
+        if "sampler" not in chosen:
+            with contextlib.suppress(UserError):
+                return settings(sampler="pingpong", **chosen)
+        raise
 
 
 class _Stopped(Exception):
