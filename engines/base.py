@@ -76,7 +76,7 @@ class Backend:
         return self.load().unusable()
 
     def saturates(self, device: str | None = None) -> bool:
-        """Whether it adds int8 products in 16 bits on this CPU, and quantizes no activation for 4-bit weights by itself.
+        """Whether, on this CPU, it adds int8 products in 16 bits and multiplies weights that stay in 4 bits in float.
 
         device: of the backend (default: its CPU).
         """
@@ -139,7 +139,8 @@ def explain_auto(chosen: str) -> str:
     reasons = [f"{name} cannot run here ({BACKENDS[name].unusable()})" for name in passed_over]
     rest = [name for name in BACKENDS if name not in passed_over]
     if not reasons:
-        return f"backend {chosen}: the fastest on a CPU with VNNI, and it can run here (tried in this order: {', '.join(rest)})"
+        order = ", ".join(rest)
+        return f"backend {chosen}: the fastest on a CPU with VNNI, and it can run here (tried in this order: {order})"
     return f"backend {chosen}: " + "; ".join(reasons)
 
 

@@ -132,7 +132,7 @@ def test_engine_and_simulation(
     of_method, of_engine = distance(expected, exact), distance(found, expected)
     assert 0 < of_method < 0.7
     if recipe.bits == "w8a8" or recipe.group_size:
-        # Weights of up to 127, whose products may saturate. Of 4 bits and one scale an output channel: 7, which never do.
+        # Integers of up to 127, whose products may saturate; those of 4 bits with a scale an output channel never do.
         assert of_engine < 0.2
         exact_int8(backend)
     # Integers on a rounding edge may fall either way. OpenVINO's branch is in bf16 and has this model's outliers.
