@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from numpy.typing import NDArray
 
 from .blobs import LIMIT, blob_folder
+from .cpu import lacks_vnni
 from .errors import UserError, last_line
 
 
@@ -54,6 +55,7 @@ class Backend:
     """A module of this folder with `engine`, a class, and `unusable`, `runtime_version` and `check_device`.
 
     package: what must be importable. install: how a user gets it. keeps_blobs: compiling is slow enough to be cached.
+    wants_vnni: on a CPU without it, see `saturates`.
     """
 
     module: str
@@ -62,6 +64,7 @@ class Backend:
     install: str
     dialect: Dialect = INT8
     keeps_blobs: bool = False
+    wants_vnni: bool = False
 
     def load(self) -> ModuleType:
         return import_module(f".{self.module}", __package__)
@@ -71,6 +74,13 @@ class Backend:
         if not find_spec(self.package):
             return f"the package {self.package} is not installed: {self.install}"
         return self.load().unusable()
+
+    def saturates(self, device: str | None = None) -> bool:
+        """Whether, on this CPU, it adds int8 products in 16 bits and multiplies weights that stay in 4 bits in float.
+
+        device: of the backend (default: its CPU).
+        """
+        return self.wants_vnni and lacks_vnni() and (device or "CPU").upper().startswith("CPU")
 
 
 # In the order of `auto`.
@@ -82,6 +92,7 @@ BACKENDS = {
         "pip install openvino",
         Dialect(branch="bfloat16"),
         keeps_blobs=True,
+        wants_vnni=True,
     ),
     "onnxruntime": Backend(
         "onnxruntime",
@@ -128,7 +139,8 @@ def explain_auto(chosen: str) -> str:
     reasons = [f"{name} cannot run here ({BACKENDS[name].unusable()})" for name in passed_over]
     rest = [name for name in BACKENDS if name not in passed_over]
     if not reasons:
-        return f"backend {chosen}: the fastest on a CPU, and it can run here (tried in this order: {', '.join(rest)})"
+        order = ", ".join(rest)
+        return f"backend {chosen}: the fastest on a CPU with VNNI, and it can run here (tried in this order: {order})"
     return f"backend {chosen}: " + "; ".join(reasons)
 
 

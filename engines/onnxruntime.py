@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from .cpu import has_vnni
 from .errors import UserError
 from .onnxruntime_int4 import OPTIONS, int4_matmuls
 
@@ -58,7 +59,7 @@ class ONNXRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for name, value in OPTIONS.items():
             options.add_session_config_entry(name, value)
-        if not _has_vnni():
+        if not has_vnni():  # exact, slower kernels in the place of those that would overflow
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
@@ -94,20 +95,6 @@ class ONNXRuntimeEngine:
             graph = onnx.load(optimized, load_external_data=False).graph
         found = {node.name for node in graph.node if node.op_type in INT8_OPS}
         return found | int4_matmuls(graph.node, self._provider)
-
-
-def _has_vnni() -> bool:
-    """Whether the CPU says that it adds uint8 x int8 products in 32 bits.
-
-    Without VNNI, x86 adds pairs of them in 16 bits first, which overflow; the option above then takes exact, slower
-    kernels. Asked on Linux only; elsewhere exactness is chosen.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return False
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def check_device(device: str) -> None:

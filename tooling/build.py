@@ -105,7 +105,12 @@ def build_bundle(
         if lost and not allow_float:
             raise UserError(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
-                "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
+                + _fix(recipe, chosen, lost, BACKENDS[backend].saturates(device))
+            )
+        if len(lost) < len(chosen) and BACKENDS[backend].saturates(device):
+            say(
+                f"note: this CPU has no VNNI, so {backend} adds int8 products in 16 bits that saturate: "
+                "less exact than --backend onnxruntime, and not faster than FP32"
             )
         facts = _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration)
         if written.step_sigmas:
@@ -160,6 +165,19 @@ def lost_linears(
             if any(linear.graph_name(part).removesuffix(".weight") not in found for part in linear.parts):
                 lost.add(linear.name)
     return [linear.name for linear in chosen if linear.name in lost]
+
+
+def _fix(recipe: Recipe, chosen: Sequence[Linear], lost: Sequence[str], saturates: bool) -> str:
+    """What a user can do about lost Linears."""
+    of_memory = recipe.w4 == "memory" and all(
+        recipe.bits_of(linear) == "w4a8" for linear in chosen if linear.name in lost
+    )
+    if of_memory and saturates:
+        return (
+            "this CPU has no VNNI, which --w4 memory needs there: take --w4 expanded, another backend, "
+            "or accept them with --allow-float-gemm"
+        )
+    return "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
 
 
 def _scales(ranges: Sequence[QuantizedRange]) -> dict[str, NDArray]:

@@ -15,6 +15,7 @@ from graphs import (
     random_inputs,
     shapes_of,
 )
+from hardware import exact_int8
 
 from dit_trt.engines import onnxruntime as backend
 from dit_trt.engines.bundle import Bundle
@@ -127,6 +128,7 @@ def test_same_seed_same_latents_as_openvino(floats, tiny_float):
 
 
 def test_int8_velocities_equal_openvinos(sqs, tiny_sqs, tiny_float):
+    exact_int8("openvino")
     inputs = random_inputs(sqs, "step")
     found, other, exact = (Pipeline(b).engine("step").run(inputs)["velocity"] for b in (sqs, tiny_sqs, tiny_float))
     assert relative(found, other) < 0.1 * relative(other, exact)
@@ -159,20 +161,8 @@ def test_shapes_for_another_graph_are_refused(floats):
         ONNXRuntimeEngine(floats.path("step.onnx"), shapes_of(floats, "decoder"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "exact"),
-    [("avx2 avx512f avx512_vnni", "0"), ("avx2 avx_vnni", "0"), ("avx2 avx512f", "1"), (None, "1")],
-)
-def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, tmp_path, monkeypatch, flags, exact):
-    class Info:
-        def __init__(self, *_):
-            pass
-
-        def read_text(self, *_):
-            if flags is None:
-                raise FileNotFoundError
-            return f"processor : 0\nflags : {flags}\n"
-
+@pytest.mark.parametrize(("vnni", "exact"), [(True, "0"), (False, "1")])
+def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, monkeypatch, vnni, exact):
     seen = {}
 
     class Options(onnxruntime.SessionOptions):
@@ -181,7 +171,7 @@ def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, tmp_path, m
             super().add_session_config_entry(name, value)
 
     engine = opened(floats, "text")
-    monkeypatch.setattr(backend, "Path", Info)
+    monkeypatch.setattr(backend, "has_vnni", lambda: vnni)
     monkeypatch.setattr(backend.ort, "SessionOptions", Options)
     engine._open()
     assert seen.get("session.x64quantprecision", "0") == exact
@@ -190,7 +180,7 @@ def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, tmp_path, m
 def test_the_exact_kernels_give_the_same_numbers(sqs, monkeypatch):
     inputs = random_inputs(sqs, "step")
     expected = opened(sqs, "step").run(inputs)["velocity"]
-    monkeypatch.setattr(backend, "_has_vnni", lambda: False)
+    monkeypatch.setattr(backend, "has_vnni", lambda: False)
     engine = opened(sqs, "step")
     assert engine.int8_matmuls() & named(STEP_MATMULS) == named(STEP_MATMULS)
     assert relative(engine.run(inputs)["velocity"], expected) < 0.01

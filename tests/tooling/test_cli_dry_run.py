@@ -10,6 +10,7 @@ import onnx
 import pytest
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
 from graphs import GRAPHS
+from hardware import saturates
 from onnx import helper
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -109,7 +110,9 @@ def test_what_a_recipe_builds(tiny: Path, tiny_table_file: Path, tmp_path: Path,
     """The data files to the byte, the parts by their names, the whole within 2 %."""
     options = CalibrationOptions(num_prompts=3, steps=8)
     plan = plan_build(recipe, str(tiny), "openvino", tmp_path / "out", options)
-    bundle = build(recipe, str(tiny), "openvino", tmp_path / "out", options).bundle
+    # Without VNNI, OpenVINO multiplies 4-bit weights that stay so in float; their bytes are the same.
+    allow_float = recipe.w4 == "memory" and saturates("openvino")
+    bundle = build(recipe, str(tiny), "openvino", tmp_path / "out", options, allow_float=allow_float).bundle
     for graph, size in plan.data_files.items():
         assert 0 <= size - bundle.path(f"{graph}.onnx.data").stat().st_size < 64
     assert plan.parts.keys() == bundle_parts(bundle).keys()

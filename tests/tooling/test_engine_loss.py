@@ -9,23 +9,33 @@ import numpy as np
 import onnx
 import pytest
 from commands import error_of, invoke, one_object
+from hardware import exact_int8
 from onnx import numpy_helper
 from step_bundles import edited, manifest_of
 
+from dit_trt.engines.base import BACKENDS
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.manifest import write_manifest
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Settings
+from dit_trt.tooling.build import build_bundle
 from dit_trt.tooling.engine_loss import calibration_of, engine_loss
+from dit_trt.tooling.recipe import Recipe
 
 SETTINGS = Settings(steps=4, cfg_scale=3.0)
 
 
-def test_a_sound_engine_loses_next_to_nothing(tiny: Path, tiny_sqs: Bundle, tiny_float: Bundle) -> None:
-    loss = engine_loss(tiny_sqs, tiny_float, Checkpoint.open(str(tiny)), ["dog barking", "rain"], SETTINGS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sound_engine_loses_next_to_nothing(
+    tiny: Path, tiny_table_file: Path, tiny_float: Bundle, tmp_path: Path, backend: str
+) -> None:
+    checkpoint = Checkpoint.open(str(tiny))
+    bundle = build_bundle(checkpoint, Recipe("sqs"), backend, tmp_path / "sqs", tiny_table_file).bundle
+    loss = engine_loss(bundle, tiny_float, checkpoint, ["dog barking", "rain"], SETTINGS)
     assert loss.method_cosine.shape == loss.engine_error.shape == (2, 4)
     assert 0 < loss.method_error.mean() < 0.5
+    exact_int8(backend)
     assert loss.engine_error.mean() < 0.2 * loss.method_error.mean()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hardware import saturates
 
 from dit_trt.engines.base import open_engine
 from dit_trt.engines.bundle import Bundle
@@ -124,7 +125,9 @@ def test_nncf(name: str, tiny_float: Bundle, calls: list[Call], tmp_path: Path) 
     step = make(PEERS[name], tiny_float, lambda: calls, linears, tmp_path)
     assert 1e-3 < error_of(step, name, tiny_float, calls) < 0.5
     engine = open_step(PEERS[name], step, tiny_float)
-    assert int8_linears(PEERS[name], step, engine, linears, calls[0]) == 12
+    # 4-bit weights run in int8 where OpenVINO quantizes their activations by itself.
+    in_float = PEERS[name].dynamic and saturates("openvino")
+    assert int8_linears(PEERS[name], step, engine, linears, calls[0]) == (0 if in_float else 12)
     float_step = peers.plain_graph(tiny_float.path("step.onnx"), tmp_path / "plain.onnx")
     exact = open_step(PEERS[name], float_step, tiny_float)
     assert int8_linears(PEERS[name], float_step, exact, linears, calls[0]) == 0

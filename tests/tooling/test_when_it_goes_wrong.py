@@ -147,6 +147,14 @@ CASES: dict[str, Callable[[Desk], str]] = {
         d.monkeypatch.setattr("dit_trt.engines.openvino.OpenVINOEngine.int8_matmuls", lambda self: set())
         or d.build("--num-prompts", 1, "--calib-steps", 1)
     ),
+    "… of … Linears do not run in int8 with …; this CPU has no VNNI, which --w4 memory needs there: …": lambda d: (
+        d.monkeypatch.setattr("dit_trt.engines.base.lacks_vnni", lambda: True)
+        or d.monkeypatch.setattr("dit_trt.engines.openvino.OpenVINOEngine.int8_matmuls", lambda self: set())
+        or d.build(
+            *("--method", "sqt", "--bits", "w4a8", "--w4", "memory", "--backend", "openvino"),
+            *("--num-prompts", 1, "--calib-steps", 1),
+        )
+    ),
     "the conditioner … is of type …; supported: …": lambda d: (
         d.config(lambda config: config["model"]["conditioning"]["configs"][0].update(type="clap_text")) or d.build()
     ),

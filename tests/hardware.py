@@ -1,0 +1,43 @@
+"""What the CPU under the tests can do. Claims that need more are skipped there; all else of a test still holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dit_trt.engines.cpu import lacks_vnni
+
+
+def saturates(backend: str) -> bool:
+    """Whether `backend` adds int8 products in 16 bits here."""
+    return backend == "openvino" and lacks_vnni()
+
+
+def exact_int8(backend: str) -> None:
+    """Skip what follows in a test, and needs the numbers of `backend`'s int8 products to be those of integers."""
+    if saturates(backend):
+        pytest.skip("this CPU has no VNNI: OpenVINO adds its int8 products in 16 bits")
+
+
+def dynamic_int4(backend: str) -> None:
+    """Skip what follows in a test, and needs `backend` to quantize the activations of 4-bit weights by itself."""
+    if saturates(backend):
+        pytest.skip("this CPU has no VNNI: OpenVINO multiplies 4-bit weights in float")
+
+
+def product(backend: str, x: NDArray, w: NDArray) -> NDArray[np.float64]:
+    """x [rows, in] times w^T [in, out], both of int8 values, as a kernel of `backend` adds it here."""
+    return saturating(x, w) if saturates(backend) else x.astype(np.float64) @ w.T.astype(np.float64)
+
+
+def saturating(x: NDArray, w: NDArray) -> NDArray[np.float64]:
+    """x w^T by x86's instructions without VNNI: uint8 (x + 128) times int8, neighbours added in saturating 16 bits.
+
+    What 128 added is subtracted again, in 32 bits. `in` is even.
+    """
+    products = (x.astype(np.int64) + 128)[:, None, :] * w.astype(np.int64)[None]
+    pairs = products.reshape(*products.shape[:2], -1, 2).sum(axis=-1)
+    limits = np.iinfo(np.int16)
+    total = np.clip(pairs, limits.min, limits.max).sum(axis=-1) - 128 * w.astype(np.int64).sum(axis=1)
+    return total.astype(np.float64)
