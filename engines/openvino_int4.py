@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from math import prod
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino.utils import replace_node
 
+from .home import home
 from .int4 import expand, unpack
 
+LARGE = 256_000_000  # bytes of expanded weights from which on they are in a file
 GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # How many input channels share a range when OpenVINO quantizes an activation by itself; larger is faster, less exact.
 GROUPS = (128, 64, 32, 16)
@@ -21,19 +27,38 @@ GROUPS = (128, 64, 32, 16)
 def expand_weights(model: ov.Model) -> None:
     """Put int8 constants in the place of the `DQ(int4) -> Transpose -> Q` of `expanded` weights.
 
-    OpenVINO folds them itself, but first all of them in float, and its rounding misses some ties.
+    OpenVINO folds them itself, but first all of them in float, and its rounding misses some ties. It holds on to them
+    beside its own form of them; so those of a large model are in a file of no name, which the system can page out.
     """
     nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
-    for name in [name for name in nodes if name.endswith(".int8")]:
-        base = name.removesuffix(".int8")
-        if f"{base}.int4" in nodes:
-            weight, scale = nodes[f"{base}.int4"], nodes[f"{base}.scale"]
-            integers = unpack(weight.data, tuple(weight.get_output_shape(0)))
-            if f"{base}.int8_scale" in nodes:
-                integers = expand(integers, scale.data, nodes[f"{base}.int8_scale"].data)
-            constant = ov.op.Constant(np.ascontiguousarray(integers.T), shared_memory=True)
-            constant.set_friendly_name(name)
-            replace_node(nodes[name], constant)
+    bases = [name.removesuffix(".int8") for name in nodes if name.endswith(".int8")]
+    bases = [base for base in bases if f"{base}.int4" in nodes]
+    room = _room(sum(prod(nodes[f"{base}.int4"].get_output_shape(0)) for base in bases))
+    first = 0
+    for base in bases:
+        weight, scale = nodes[f"{base}.int4"], nodes[f"{base}.scale"]
+        integers = unpack(weight.data, tuple(weight.get_output_shape(0)))
+        if f"{base}.int8_scale" in nodes:
+            integers = expand(integers, scale.data, nodes[f"{base}.int8_scale"].data)
+        expanded = room[first : first + integers.size].reshape(integers.T.shape)
+        expanded[...] = integers.T
+        first += integers.size
+        constant = ov.op.Constant(expanded, shared_memory=True)
+        constant.set_friendly_name(f"{base}.int8")
+        replace_node(nodes[f"{base}.int8"], constant)
+
+
+def _room(size: int) -> NDArray[np.int8]:
+    """So many bytes: mapped from an unlinked file of the home folder where they are many and there is room for it."""
+    if size >= LARGE:
+        with contextlib.suppress(OSError):
+            folder = home() / "expanded"
+            folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free > 2 * size:  # a full disk would be a fault on access, not an error
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.truncate(size)
+                    return np.memmap(file, np.int8, "r+", shape=(size,))
+    return np.empty(size, np.int8)
 
 
 def memory_weights(model: ov.Model) -> set[tuple[int, int]]:

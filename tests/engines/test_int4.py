@@ -87,6 +87,17 @@ def test_expanded_equals_its_simulation(tmp_path, backend, out_features, in_feat
     assert relative(answer(engine, x), expected) < 1e-6
 
 
+def test_large_expanded_weights_are_in_a_file_and_the_same(tmp_path, monkeypatch, home):
+    weight, x = random_weight(128, 192, 64), activations(192)
+    in_memory = answer(opened("openvino", tmp_path, weight, "expanded"), x)
+    asked, memmap = [], np.memmap
+    monkeypatch.setattr(openvino_int4, "LARGE", 1)
+    monkeypatch.setattr(openvino_int4.np, "memmap", lambda *a, **k: asked.append(k["shape"]) or memmap(*a, **k))
+    np.testing.assert_array_equal(answer(opened("openvino", tmp_path, weight, "expanded"), x), in_memory)
+    assert asked == [(128 * 192,)]
+    assert list((home / "expanded").iterdir()) == [], "it has no name"
+
+
 def test_openvino_holds_an_int8_weight(tmp_path):
     engine = opened("openvino", tmp_path, random_weight(64, 192, 64), "expanded")
     ops = engine.compiled.get_runtime_model().get_ordered_ops()
