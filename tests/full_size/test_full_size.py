@@ -8,6 +8,7 @@ not made again: delete `w4a8` to build that one anew. Without the variable all i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import onnx
 import pytest
 
 from dit_trt.engines.bundle import Bundle
@@ -99,6 +101,21 @@ def test_size(build: Callable, name: str) -> None:
     parts = bundle_parts(build(name)[0])
     assert parts.pop("text") > 100 * MB
     assert sum(parts.values()) <= BUILDS[name][1]
+
+
+@every_build
+def test_no_weight_is_stored_twice(build: Callable, name: str) -> None:
+    bundle, seen = build(name)[0], {}
+    for path in sorted(bundle.folder.glob("*.onnx")):
+        data = path.with_name(f"{path.name}.data").read_bytes()
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where and int(where["length"]) > MB:
+                begin = int(where["offset"])
+                digest = hashlib.sha256(data[begin : begin + int(where["length"])]).hexdigest()
+                assert digest not in seen, f"{tensor.name} of {path.name} is {seen[digest]}"
+                seen[digest] = f"{tensor.name} of {path.name}"
+    assert len(seen) > 24 * 7
 
 
 @every_build
