@@ -23,6 +23,21 @@ def expanded(path: str) -> Path:
         raise UserError(f"{path}: there is no such home folder; write the whole path") from None
 
 
+def read_json(path: Path, missing: str | None = None) -> dict:
+    """The JSON object of a file. Raises UserError for one that is not there (missing: what that means), or none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and missing is not None:
+            raise UserError(f"{path.parent} has no {path.name}: {missing}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content
+
+
 def home() -> Path:
     """`$DIT_TRT_HOME`, or the user's cache folder."""
     named = os.environ.get("DIT_TRT_HOME")

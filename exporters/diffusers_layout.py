@@ -6,11 +6,11 @@ the `model_config.json` that stable-audio-tools would have, and the tensors unde
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from ..engines.errors import UserError
+from ..engines.home import read_json
 from .diffusers_names import autoencoder_names, dit_names, number_names, origins
 from .dit import TIMESTEP_FEATURES, RotaryEmbedding
 from .linears import DIT_PREFIX
@@ -87,10 +87,10 @@ def read_diffusers(folder: Path) -> tuple[dict, TensorSource]:
     that are not those of the configuration.
     """
     faults: list[str] = []
-    _check_index(_json(folder / INDEX), faults)
+    _check_index(read_json(folder / INDEX), faults)
     parts = {part: _settings(folder, part, faults) for part in _SETTINGS}
-    _check_scheduler(_json(folder / "scheduler" / "scheduler_config.json"), faults)
-    tokens = _json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 0)
+    _check_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), faults)
+    tokens = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 0)
     if not _is_size(tokens) or tokens > _LONGEST_PROMPT:
         faults.append(f"tokenizer model_max_length={tokens!r} (a number of tokens up to {_LONGEST_PROMPT})")
     if not faults:
@@ -99,18 +99,6 @@ def read_diffusers(folder: Path) -> tuple[dict, TensorSource]:
         raise UserError(f"{folder}: this pipeline is not supported: " + "; ".join(faults))
     config = _model_config(parts["transformer"], parts["vae"], parts["projection_model"], tokens)
     return config, _tensors(folder, parts["transformer"], parts["vae"])
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return content
 
 
 def _check_index(index: dict, faults: list[str]) -> None:
@@ -131,7 +119,7 @@ def _is_odd(name: str, known: object) -> bool:
 
 def _settings(folder: Path, part: str, faults: list[str]) -> dict:
     """The settings of a part, each of its type; what is wrong with them is added to `faults`."""
-    config, defaults = _json(folder / part / "config.json"), _SETTINGS[part]
+    config, defaults = read_json(folder / part / "config.json"), _SETTINGS[part]
     faults += [f"{part} {name}={value!r} (unknown)" for name, value in config.items() if _is_odd(name, defaults)]
     settings = {name: config.get(name, default) for name, default in defaults.items()}
     for name, value in settings.items():

@@ -7,18 +7,18 @@ fine-tune), or a hub id.
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..engines.errors import UserError
-from ..engines.home import expanded
+from ..engines.home import expanded, read_json
 from .diffusers_layout import is_diffusers, read_diffusers
 from .hub import fetch_model, fetch_text_encoder, is_hub_id
 from .tensor_files import TensorSource, open_weights
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
 CONFIG = "model_config.json"
+_NO_MODEL = "not a folder in stable-audio-tools' or diffusers' layout"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
         config_file = path / "model_index.json"
         config, tensors = read_diffusers(path)
     else:
-        config, tensors = _read_config(config_file), open_weights(path)
+        config, tensors = read_json(config_file, _NO_MODEL), open_weights(path)
     encoder = None
     if (prompt := _t5_settings(config)) is not None:
         encoder = find_text_encoder(str(prompt.get("t5_model_name", "t5-base")), folder, text_encoder)
@@ -103,7 +103,7 @@ def find_text_encoder(name: str, model_folder: Path, given: str | None) -> TextE
 
 def _open_text_encoder(source: str, folder: Path) -> TextEncoder:
     """source: what --text-encoder was, empty where it was not given."""
-    config = _read_json(folder / "config.json", "the folder of a text encoder has one")
+    config = read_json(folder / "config.json", "the folder of a text encoder has one")
     places = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
     tokenizer = next((path for path in places if path.is_file()), None)
     if tokenizer is None:
@@ -121,21 +121,3 @@ def _t5_settings(config: dict) -> dict | None:
         return next((e["config"] for e in entries if e["id"] == "prompt" and e["type"] == "t5"), None)
     except (KeyError, TypeError):
         return None
-
-
-def _read_config(path: Path) -> dict:
-    return _read_json(path, "not a folder in stable-audio-tools' or diffusers' layout")
-
-
-def _read_json(path: Path, missing: str) -> dict:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}: {missing}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return config
