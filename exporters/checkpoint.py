@@ -59,7 +59,10 @@ class Checkpoint:
     @classmethod
     def of_bundle(cls, model: dict) -> Checkpoint:
         """The model that a bundle was built from, by what its manifest says of it (`model`)."""
-        return cls.open(model["source"], model.get("text_encoder") or None)
+        try:
+            return cls.open(model["source"], model.get("text_encoder") or None)
+        except UserError as error:
+            raise UserError(f"the model that this bundle was built from cannot be opened again ({error})") from None
 
     @property
     def text_encoder(self) -> str:

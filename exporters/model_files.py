@@ -7,6 +7,7 @@ fine-tune), or a hub id.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +53,11 @@ def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
     """
     path = DEMO if model == "demo" else expanded(model)
     if path.exists():
-        source, name = ("demo" if path == DEMO else str(path.resolve())), path.resolve().stem
-        if path.is_dir():
-            name = path.resolve().name
+        # A file may be a link, as all of the hub's cache are: its name and what lies beside it are those of the link.
+        place = path.resolve() if path.is_dir() else path.absolute()
+        source, name = ("demo" if path == DEMO else str(place)), place.name if path.is_dir() else place.stem
     elif is_hub_id(model):
-        source, name, path = model, model.partition("/")[2], fetch_model(model)
+        source, name, path = model, model.partition("/")[2], _fetched(model, fetch_model)
     else:
         raise UserError(
             f"--model {model}: no such folder or file; give 'demo', a folder with {CONFIG}, or a hub id (owner/name)"
@@ -78,6 +79,14 @@ def find_model(model: str, text_encoder: str | None = None) -> ModelFiles:
     return ModelFiles(source, name, folder, config_file, config, tensors, encoder)
 
 
+def _fetched(repo_id: str, fetch: Callable[[str], Path]) -> Path:
+    """What reads as a hub id may have been meant as a folder: the message says that there is none, too."""
+    try:
+        return fetch(repo_id)
+    except UserError as error:
+        raise UserError(f"there is no folder {repo_id} here, and as a hub id: {error}") from None
+
+
 def _has_own_weights(folder: Path) -> bool:
     """Whether a folder in diffusers' layout has stable-audio-tools', too, as Stable Audio Open's repository does."""
     suffixes = (".safetensors", ".safetensors.index.json", ".ckpt")
@@ -92,7 +101,7 @@ def find_text_encoder(name: str, model_folder: Path, given: str | None) -> TextE
             return _open_text_encoder(str(folder.resolve()), folder)
         if not is_hub_id(given):
             raise UserError(f"--text-encoder {given}: no such folder; give one with config.json, or a hub id")
-        return _open_text_encoder(given, fetch_text_encoder(given))
+        return _open_text_encoder(given, _fetched(given, fetch_text_encoder))
     if (model_folder / "text_encoder").is_dir():
         return _open_text_encoder("", model_folder / "text_encoder")
     try:

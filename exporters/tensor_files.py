@@ -99,11 +99,13 @@ def weights_among(names: Collection[str], place: object) -> str:
         for name in known:
             if name in names:
                 return name
-        found = sorted(name for name in names if name.endswith(suffix))
+        indexes = sorted(name for name in names if name.endswith(f"{suffix}.index.json"))
+        found = indexes or sorted(name for name in names if name.endswith(suffix))
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(f"{place} holds several files of weights ({', '.join(found)}): give the file itself")
+            listed = ", ".join(found)
+            raise UserError(f"{place} holds several files of weights ({listed}): give the file itself")
     raise UserError(f"{place} holds no weights: no model.safetensors, no other *.safetensors, no *.ckpt")
 
 

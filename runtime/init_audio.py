@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..engines.errors import UserError
 from .samplers import OBJECTIVE_OF
+from .schedule import LEAST_FLOW_SIGMA
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ class InitAudio:
     sample_rate: int
     noise_level: float | None = None
 
+    @property
+    def seconds(self) -> float:
+        return self.audio.shape[1] / self.sample_rate
+
     @classmethod
     def read(cls, path: str | Path, noise_level: float | None = None) -> InitAudio:
-        """Any sound file that libsndfile reads. Raises UserError when it is none, or silent, or too short to be one."""
+        """Any sound file that libsndfile reads. Raises UserError when it is none, or holds no samples or NaN."""
         try:
             audio, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
         except (OSError, RuntimeError) as error:
@@ -49,9 +54,13 @@ class InitAudio:
         """The schedule that starts at the noise level. Raises UserError for a level that is none of it."""
         objective = OBJECTIVE_OF[settings.sampler]
         level = NOISE_LEVELS[objective] if self.noise_level is None else self.noise_level
-        lowest, highest = (0.0, 1.0) if objective == "rf_denoiser" else (settings.sigma_min, settings.sigma_max)
-        if not lowest < level <= highest:
-            raise UserError(f"init_noise_level {level:g} is outside {lowest:g}..{highest:g}, this model's noise levels")
+        lowest, highest = settings.sigma_min, settings.sigma_max
+        if objective == "rf_denoiser":
+            lowest, highest = LEAST_FLOW_SIGMA, min(settings.sigma_max, 1.0)
+        if not (lowest < level <= highest or lowest == level == LEAST_FLOW_SIGMA):
+            raise UserError(
+                f"init_noise_level {level:g} is outside {lowest:g}..{highest:g}, the noise levels of this run"
+            )
         return replace(settings, sigma_max=level)
 
     def encoded(self, pipeline: Pipeline, latents: int) -> tuple[Float, Float]:

@@ -103,9 +103,22 @@ class Pipeline:
         own: dict[str, Any] = {"cfg_scale" if name == "cfg" else name: value for name, value in schedule.items()}
         return Settings(**(own | chosen))
 
-    def __call__(self, prompt: str, seconds: float | None = None, **settings: object) -> tuple[Float, int]:
-        """One prompt -> audio float32 [2, samples] in -1..1 and its sample rate. Settings are those of `Settings`."""
-        clip = next(iter(self.generate([prompt], self.settings(**settings), seconds)))
+    def __call__(
+        self,
+        prompt: str,
+        seconds: float | None = None,
+        negative_prompt: str | None = None,
+        short_window: bool = False,
+        init_audio: InitAudio | None = None,
+        **settings: object,
+    ) -> tuple[Float, int]:
+        """One prompt -> audio float32 [2, samples] in -1..1 and its sample rate.
+
+        Settings are those of `Settings`, the rest as in `generate`.
+        """
+        chosen = self.settings(**settings)
+        more: dict[str, Any] = {"short_window": short_window, "init_audio": init_audio}
+        clip = next(iter(self.generate([prompt], chosen, seconds, negative_prompt, **more)))
         return clip.audio, clip.sample_rate
 
     def generate(

@@ -50,6 +50,7 @@ def v_scalings(
 
 
 FLOW_LOGSNR = (-6.0, 2.0)  # stable-audio-tools' sample_rf: where a flow's levels begin and end
+LEAST_FLOW_SIGMA = 0.12  # just above the last level before 0: to begin below it would be to add noise
 
 
 def flow_sigmas(steps: int, sigma_max: float = 1.0) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..engines.errors import UserError
 from .samplers import OBJECTIVE_OF, SAMPLERS
-from .schedule import OBJECTIVES, Objective
+from .schedule import LEAST_FLOW_SIGMA, OBJECTIVES, Objective
 
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
@@ -56,8 +56,10 @@ class Settings:
             faults.append(f"cfg {self.cfg_scale} is outside 0..100")
         if not 0 <= self.seed <= MAX_SEED:
             faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        least = 0 if OBJECTIVE_OF.get(self.sampler) == "rf_denoiser" else self.sigma_min
-        if not (self.sigma_min > 0 and least < self.sigma_max <= MAX_SIGMA):
+        if OBJECTIVE_OF.get(self.sampler) == "rf_denoiser":
+            if not LEAST_FLOW_SIGMA <= self.sigma_max <= MAX_SIGMA:
+                faults.append(f"sigma_max {self.sigma_max} is below {LEAST_FLOW_SIGMA}, where a flow's levels end")
+        elif not 0 < self.sigma_min < self.sigma_max <= MAX_SIGMA:
             faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max <= 1e6")
         if faults:
             raise UserError("; ".join(faults))

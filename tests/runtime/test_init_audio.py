@@ -131,8 +131,10 @@ def test_another_sample_rate_is_the_same_sound(pipeline: Pipeline) -> None:
 def test_levels_that_are_not_the_models(pipeline: Pipeline, flow: Pipeline) -> None:
     with pytest.raises(UserError, match=r"init_noise_level 0\.3 is outside 0\.3\.\.500"):
         InitAudio(tone(1), RATE, 0.3).settings(pipeline.settings())
-    with pytest.raises(UserError, match=r"init_noise_level 2 is outside 0\.\.1"):
+    with pytest.raises(UserError, match=r"init_noise_level 2 is outside 0\.12\.\.1"):
         InitAudio(tone(1), RATE, 2).settings(flow.settings())
+    with pytest.raises(UserError, match=r"init_noise_level 0\.1 is outside 0\.12\.\.1"):
+        InitAudio(tone(1), RATE, 0.1).settings(flow.settings())
 
 
 def test_a_short_window_computes_no_more_than_it_needs(pipeline: Pipeline) -> None:

@@ -139,6 +139,9 @@ def test_settings_know_whose_samplers_they_are():
     assert own.sigmas[0] == 1 and own.sigmas[-1] == 0 and len(own.sigmas) == 9
     assert Settings(sampler="euler", steps=8).sigmas.tolist() == own.sigmas.tolist(), "no level of a flow is above 1"
     assert Settings(sampler="euler", sigma_max=0.2).sigmas[0] == 0.2, "sigma_min is not one of a flow's"
+    assert (np.diff(Settings(sampler="euler", sigma_max=0.12).sigmas) < 0).all()
+    with pytest.raises(UserError, match=r"sigma_max 0\.1 is below 0\.12"):
+        Settings(sampler="euler", sigma_max=0.1)
     with pytest.raises(UserError, match=r"sigma_min 0\.3 and sigma_max 0\.2"):
         Settings(sigma_max=0.2)
     assert {OBJECTIVE_OF[name]: name for name in DETERMINISTIC.values()} == DETERMINISTIC

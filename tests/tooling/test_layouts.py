@@ -13,6 +13,7 @@ import pytest
 from commands import error_of, invoke, one_object
 
 from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.errors import UserError
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline
 from dit_trt.runtime.settings import Settings
@@ -80,6 +81,22 @@ def test_every_layout_gives_the_same_bundle(layout: str, model: Path, expected: 
     ours, theirs = (Pipeline(b)("dog barking", seconds=0.5, steps=2)[0] for b in (bundle, expected))
     np.testing.assert_array_equal(ours, theirs)
     assert np.abs(theirs).max() == 1
+
+
+def test_a_linked_file_keeps_its_own_name_and_neighbours(model: Path, tmp_path: Path) -> None:
+    """As in the hub's cache, where every file is a link to one whose name is a hash."""
+    blob, snapshot = tmp_path / "blobs" / "0a1b2c", tmp_path / "snapshot"
+    layouts.without_weights(model, snapshot)
+    blob.parent.mkdir()
+    blob.write_bytes((model / "model.safetensors").read_bytes())
+    (snapshot / "best.safetensors").symlink_to(blob)
+    found = Checkpoint.open(str(snapshot / "best.safetensors"))
+    assert (found.name, found.source) == ("best", str(snapshot / "best.safetensors"))
+    assert Checkpoint.of_bundle({"source": found.source}).digest == found.digest
+    with pytest.raises(
+        UserError, match=r"the model that this bundle was built from cannot be opened again \(.*nowhere"
+    ):
+        Checkpoint.of_bundle({"source": str(tmp_path / "nowhere")})
 
 
 def test_other_weights_are_another_bundle(model: Path, expected: Bundle, tmp_path: Path) -> None:

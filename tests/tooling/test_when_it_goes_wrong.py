@@ -111,7 +111,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "seconds … is outside 0.1..…, this model's longest": lambda d: d.run("rain", "--seconds", 900),
     "the sampler … is not for this model (…); it has: …": lambda d: d.run("rain", "--sampler", "pingpong", code=2),
     "--init-audio … cannot be read as sound (…); …": lambda d: d.run("rain", "--init-audio", "model/LICENSE"),
-    "init_noise_level … is outside …, this model's noise levels": lambda d: d.run(
+    "init_noise_level … is outside …, the noise levels of this run": lambda d: d.run(
         "rain", "--init-audio", d.sound(), "--init-noise-level", 0.1
     ),
     "the model … has no encoder: it cannot take audio": lambda d: d.run("rain", "--init-audio", d.sound()),
@@ -185,6 +185,10 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
     "include, exclude and bits_for leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),
+    "there is no folder … here, and as a hub id: …": lambda d: (
+        d.monkeypatch.setattr("dit_trt.exporters.model_files.fetch_model", refuse)
+        or error_of("build", "--model", "models/sao")
+    ),
     "--model …: no such folder or file; …": lambda d: error_of("build", "--model", "nope"),
     "… is not valid JSON: …": lambda d: d.write("model/model_config.json", b"{") and d.build(),
     "…model_config.json lacks or misstates …": lambda d: (

@@ -79,6 +79,7 @@ def command(
     steps = settings.steps
 
     from ..diff import compare
+    from ..fidelity import deterministic_sampler
 
     if against is not None:
         reference = find_bundle(against).verify()
@@ -102,7 +103,7 @@ def command(
     say(f"comparing {found.folder.name} with {reference.folder.name}")
     with progress("comparing", 5 * num_prompts * steps) as done:
         result = compare(found, reference, prompts[:num_prompts], settings, folder, bar, done)
-    _print(result)
+    _print(result, deterministic_sampler(settings))
     passed = result.worst_step_cosine >= bar
     verdict = "PASS" if passed else "FAIL"
     tell(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
@@ -156,7 +157,7 @@ def _default_bar(bundle: Bundle) -> float:
     return MIN_COSINE["w4a8" if four else bundle.manifest["recipe"]["bits"]]
 
 
-def _print(result: Difference) -> None:
+def _print(result: Difference, sampler: str) -> None:
     from ..fidelity import IDENTICAL_DB
 
     tell("worst steps   mean cosine   min cosine   relative error")
@@ -170,4 +171,4 @@ def _print(result: Difference) -> None:
     tell(f"all steps     {cosine.mean():11.4f}   {cosine.min():10.4f}   {error.mean():14.4f}")
     snr = result.snr_db.mean()
     apart = "identical" if snr >= IDENTICAL_DB else f"{snr:.1f} dB SNR (own rollouts, which diverge)"
-    tell(f"final latents with dpmpp-2m: {apart}")
+    tell(f"final latents with {sampler}: {apart}")

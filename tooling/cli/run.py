@@ -108,6 +108,10 @@ def command(
     seconds = pipeline.check_seconds(seconds)
     if bundle is None:
         say(f"bundle {pipeline.bundle.folder.name}")
+    if negative_prompt is not None and settings.cfg_scale == 1:
+        say("note: without guidance (cfg 1) the negative prompt does not count; give --cfg")
+    if start is not None and start.seconds > (kept := seconds if short_window else pipeline.max_seconds):
+        say(f"note: the first {kept:.1f} s of {start.seconds:.1f} s of --init-audio are used")
     if short_window and pipeline.window(seconds) < pipeline.sizes["max_latents"]:
         say(f"note: this model was trained on windows of {pipeline.max_seconds:.1f} s; a shorter one may sound worse")
     for prompt in prompts:
