@@ -70,14 +70,15 @@ class InitAudio:
         mean. Raises UserError when the model has no encoder.
         """
         channels = pipeline.audio_channels
-        audio = self.audio
+        samples = latents * pipeline.sizes["downsampling_ratio"]
+        # Resampling takes time and memory; a second more than is kept leaves its edge out of sight.
+        audio = self.audio[:, : -(-samples * self.sample_rate // pipeline.sample_rate) + self.sample_rate]
         if self.sample_rate != pipeline.sample_rate:
             audio = soxr.resample(audio.T, self.sample_rate, pipeline.sample_rate, quality="VHQ").T
         if channels == 1:
             audio = audio.mean(axis=0, keepdims=True)
         elif len(audio) == 1:
             audio = np.repeat(audio, channels, axis=0)
-        samples = latents * pipeline.sizes["downsampling_ratio"]
         audio = audio[:channels, :samples]
         padded = np.pad(audio, ((0, 0), (0, samples - audio.shape[1])))
         return pipeline.encode(np.ascontiguousarray(padded, np.float32))

@@ -207,10 +207,15 @@ class Pipeline:
     def condition(
         self, prompt: str, settings: Settings, seconds: float, negative_prompt: str | None = None
     ) -> Conditioning:
-        """Run the text and conditioning graphs for one prompt and a whole schedule."""
+        """Run the text and conditioning graphs for one prompt and a whole schedule.
+
+        With a guidance scale of 1 it is that of the prompt's half alone, unless the step graph takes pairs only.
+        Raises UserError for a sampler of models of another objective.
+        """
+        self.check_sampler(settings)
         sigmas = settings.sigmas[:-1]
-        texts = [prompt, prompt if negative_prompt is None else negative_prompt]
-        embeds = [self._embed(text) for text in texts]
+        embeds = [self._embed(prompt)]
+        embeds.append(embeds[0] if negative_prompt is None else self._embed(negative_prompt))
         self._release("text")
         t = settings.objective.time(sigmas).astype(np.float32)
         rows = -(-len(t) // TIME_ROWS) * TIME_ROWS
@@ -224,12 +229,14 @@ class Pipeline:
                 "t": np.pad(t, (0, rows - len(t)), mode="edge"),
             }
         )
+        self._release("conditioning")
         steps: dict[str, ByStep] = {"time_embed": outputs["time_embed"][: len(t)]}
         if self._scale_tables:
             scales = [tables.at(sigmas) for tables in self._scale_tables]
             steps["step_scales"] = ByGraph(scales, sigmas, self.step_sigmas)
         constants = {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))}
-        return Conditioning(constants, steps, sigmas)
+        found = Conditioning(constants, steps, sigmas)
+        return found.prompt_half() if settings.cfg_scale == 1 and not self.always_pairs else found
 
     def sample(
         self,
@@ -243,11 +250,9 @@ class Pipeline:
         """The sampling loop -> latents float32 [channels, latents]. All noise comes from the seed, on the CPU.
 
         window: latents to compute (default: the model's full length). start: mean and standard deviation of the latents
-        to begin at, each [channels, window]. With a guidance scale of 1 the prompt's half alone is run.
+        to begin at, each [channels, window].
         Raises ValueError when the conditioning was made for other noise levels than those of `settings`.
         """
-        if settings.cfg_scale == 1 and not self.always_pairs:
-            conditioning = conditioning.prompt_half()
         engine = self.step_engine_of(conditioning.batch, window)
         sigmas = settings.sigmas
         if not np.array_equal(sigmas[:-1], conditioning.sigmas):

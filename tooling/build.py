@@ -101,7 +101,9 @@ def build_bundle(
         save_file(_scales(ranges), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
-        lost = lost_linears(folder, backend, sizes, chosen, device, written.step_sigmas)
+        guided = Settings.of_objective(checkpoint.sizes.objective).cfg_scale != 1
+        batch = 2 if guided or recipe.cfg_pair == "difference" else 1
+        lost = lost_linears(folder, backend, sizes, chosen, device, written.step_sigmas, batch)
         if lost and not allow_float:
             raise UserError(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
@@ -146,16 +148,18 @@ def lost_linears(
     chosen: Sequence[Linear],
     device: str | None = None,
     step_sigmas: Sequence[float] = (),
+    batch: int = 2,
 ) -> list[str]:
     """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8.
 
     Where there are several step graphs, it has to in each.
     """
     lost: set[str] = set()
-    for graph, shapes in graph_shapes(sizes, step_sigmas=step_sigmas).items():
+    for graph, shapes in graph_shapes(sizes, step_sigmas=step_sigmas, batch=batch).items():
         engine = open_engine(backend, folder / f"{graph}.onnx", shapes, device)
         asked = [linear for linear in chosen if linear.graph == graph.partition("-")[0]]
         if not asked:
+            del engine  # before the next is compiled beside it
             continue
         try:
             found = engine.int8_matmuls()
@@ -164,6 +168,7 @@ def lost_linears(
         for linear in asked:
             if any(linear.graph_name(part).removesuffix(".weight") not in found for part in linear.parts):
                 lost.add(linear.name)
+        del engine
     return [linear.name for linear in chosen if linear.name in lost]
 
 

@@ -72,13 +72,13 @@ class VelocityRunner(BaseRunner):
         self._on_call = on_call
 
     def activate_impl(self) -> None:
-        self._engine = self._pipeline.step_engine
+        self._engine = self._pipeline.step_engine_of(self._conditionings[0].batch)
 
     def deactivate_impl(self) -> None:
         del self._engine
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        shape = self._pipeline.step_engine.latent_shape
+        shape = self._pipeline.step_engine_of(self._conditionings[0].batch).latent_shape
         metadata = TensorMetadata()
         metadata.add("x", np.float32, shape).add("prompt", np.int64, ()).add("step", np.int64, ())
         return metadata
@@ -86,7 +86,8 @@ class VelocityRunner(BaseRunner):
     def infer_impl(self, feed_dict: dict[str, NDArray]) -> OrderedDict[str, NDArray]:
         prompt, step = int(feed_dict["prompt"]), int(feed_dict["step"])
         start = time.perf_counter()
-        outputs = self._engine.run(self._conditionings[prompt], step, np.stack((feed_dict["x"],) * 2))
+        conditioning = self._conditionings[prompt]
+        outputs = self._engine.run(conditioning, step, np.stack((feed_dict["x"],) * conditioning.batch))
         self.inference_time = time.perf_counter() - start
         self._on_call()
         return OrderedDict(velocity=guide(outputs["velocity"], self._cfg_scale))
@@ -190,7 +191,7 @@ def _polygraphy_commands(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (_, conditioning) in sides.items():
-        feed = {"x": np.stack((x, x)), **conditioning.at(step), **conditioning.constants}
+        feed = {"x": np.stack((x,) * conditioning.batch), **conditioning.at(step), **conditioning.constants}
         file = folder / f"{name}_inputs.json"
         try:
             save_json([OrderedDict(feed)], str(file))
@@ -202,7 +203,7 @@ def _polygraphy_commands(
 
     def line(name: str, rest: str) -> str:
         pipeline, conditioning = sides[name]
-        file = f"{pipeline.step_engine.graph(conditioning, step)}.onnx"
+        file = f"{pipeline.step_engine_of(conditioning.batch).graph(conditioning, step)}.onnx"
         graph = shlex.quote(str(pipeline.bundle.path(file)))
         inputs = shlex.quote(str(folder / f"{name}_inputs.json"))
         return run.format(graph=graph, inputs=inputs, rest=rest)
@@ -223,7 +224,7 @@ import numpy as np
 
 def compare_outputs(reference, bundle):
     halves = (np.asarray(result["velocity"], np.float64) for result in (reference, bundle))
-    a, b = (unconditional + (conditional - unconditional) * {cfg} for conditional, unconditional in halves)
+    a, b = (half[-1] + (half[0] - half[-1]) * {cfg} for half in halves)  # the prompt's first, then the other
     cosine = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
     print(f"cosine of the guided velocities: {{cosine:.4f}}, bar {bar}")
     return OrderedDict(velocity=bool(cosine >= {bar}))

@@ -86,10 +86,11 @@ class Forced:
     """
 
     def __init__(self, pipeline: Pipeline, conditioning: Conditioning, cfg_scale: float):
-        self._engine, self._conditioning, self._cfg_scale = pipeline.step_engine, conditioning, cfg_scale
+        self._engine = pipeline.step_engine_of(conditioning.batch)
+        self._conditioning, self._cfg_scale = conditioning, cfg_scale
 
     def __call__(self, x: Float, step: int) -> Float:
-        outputs = self._engine.run(self._conditioning, step, np.stack((x, x)))
+        outputs = self._engine.run(self._conditioning, step, np.stack((x,) * self._conditioning.batch))
         return guide(outputs["velocity"], self._cfg_scale)
 
 

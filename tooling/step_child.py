@@ -38,7 +38,7 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
     """bundle: its folder; precision, threads: see `open_engine`; latents; steps, step: of how many steps which;
     prompt, seconds; x: .npy of the model's input [2, channels, latents]; embeds: where to save the prompt's embedding.
 
-    Answers the noise level of the step as `sigma`. The text and conditioning engines stay open, as they do in a run.
+    Answers the noise level of the step as `sigma`. Both CFG halves are computed, whatever the model's own guidance.
     """
     import numpy as np
 
@@ -53,10 +53,10 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
         raise UserError(f"{backend} has no choice of precision; leave out :{precision}")
     if precision == "bf16" and not _has_bf16():
         raise UserError("this CPU does not multiply bf16; leave out :bf16")
-    settings = pipeline.settings(steps=question["steps"])
-    conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
+    settings = pipeline.settings(steps=question["steps"], cfg_scale=7.0)
     if question["embeds"] is not None:
         np.save(question["embeds"], pipeline._embed(question["prompt"]))
+    conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
     shapes = graph_shapes(pipeline.sizes, step_sigmas=pipeline.step_sigmas, latents=question["latents"])
     engines = {
         graph: open_engine(

@@ -141,10 +141,14 @@ class TableAtHand:
 def table_at_hand(checkpoint: Checkpoint, options: CalibrationOptions, recipe: Recipe) -> TableAtHand:
     """Look for a table that holds all that `recipe` needs: what ships with the checkpoint, then the cache.
 
-    Raises UserError when no table of so many steps could.
+    Raises UserError when no table of so many steps could, or none of a guidance pair that there is not.
     """
     plan = options.plan(checkpoint)
     check_groups(recipe, plan.settings.steps)
+    if recipe.cfg_pair == "difference" and plan.settings.cfg_scale == 1:
+        raise UserError(
+            f"cfg_pair difference: {checkpoint.name} is sampled without guidance, there is no pair; use halves"
+        )
     found: list[tuple[Path, str]] = []
     if options.is_default() and (shipped := shipped_table(checkpoint)) is not None:
         found.append((shipped, "shipped"))

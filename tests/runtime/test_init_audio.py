@@ -101,8 +101,10 @@ def test_one_half_is_the_prompts_own_velocity(flow: Pipeline) -> None:
     settings = flow.settings(steps=3, sampler="euler")
     audio = [flow("dog", seconds=1, steps=3, sampler="euler", cfg_scale=cfg)[0] for cfg in (1.0, 1.0 + 1e-6, 3.0)]
     assert np.abs(audio[0] - audio[1]).max() < 1e-3 < np.abs(audio[0] - audio[2]).max()
-    conditioning = flow.condition("dog", settings, 1.0)
-    assert (conditioning.batch, conditioning.prompt_half().batch) == (2, 1)
+    guided = flow.settings(steps=3, sampler="euler", cfg_scale=2.0)
+    assert [flow.condition("dog", chosen, 1.0).batch for chosen in (settings, guided)] == [1, 2]
+    with pytest.raises(UserError, match="the sampler dpmpp-2m is not for this model"):
+        flow.condition("dog", Settings(sampler="dpmpp-2m"), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -183,4 +185,4 @@ def test_a_heavy_graph_does_not_stay_open(pipeline: Pipeline, monkeypatch: pytes
 
     assert open_after_a_clip() == {"text", "conditioning", "step", "decoder", "encoder"}
     monkeypatch.setattr("dit_trt.runtime.pipeline.HEAVY", 10_000)
-    assert open_after_a_clip() == {"text", "conditioning", "step"}, "the tiny text table is not heavy"
+    assert open_after_a_clip() == {"text", "step"}, "the tiny text table is not heavy"

@@ -17,10 +17,11 @@ from dit_trt.engines.errors import UserError
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline
 from dit_trt.runtime.settings import Settings
+from dit_trt.tooling.diff import compare
 from dit_trt.tooling.recipe import Recipe
 from dit_trt.tooling.synthetic_checkpoint import write_checkpoint
 from dit_trt.tooling.synthetic_models import MODELS
-from dit_trt.tooling.workflow import CalibrationOptions, build
+from dit_trt.tooling.workflow import CalibrationOptions, build, reference_bundle
 
 CALIBRATION = CalibrationOptions(num_prompts=1, steps=2)
 LAYOUTS: dict[str, Callable[[Path, Path], Path]] = {
@@ -126,6 +127,11 @@ def test_open_small_from_its_files_to_sound(small: Path, tmp_path: Path) -> None
     conditioning = pipeline.condition("rain", pipeline.settings(), 0.5)
     pipeline.sample(conditioning, pipeline.settings(), observe=lambda step, inputs, _: seen.append(inputs["x"].shape))
     sizes = bundle.manifest["sizes"]
+    reference = reference_bundle(Checkpoint.open(str(small)), "openvino")
+    difference = compare(bundle, reference, ["rain"])
+    assert difference.cosine.shape == (1, 8) and 0.9 < difference.worst_step_cosine < 1
+    with pytest.raises(UserError, match="is sampled without guidance, there is no pair"):
+        build(Recipe("sqs", cfg_pair="difference"), str(small), "openvino", tmp_path / "pair", CALIBRATION)
     assert seen == [(1, sizes["io_channels"], sizes["max_latents"])] * 8
     run = ("run", "rain", "--bundle", bundle.folder, "--seconds", 0.5, "--output", tmp_path / "a.wav", "--json")
     assert one_object(invoke(*run, "--sigma-max", 0.2).stdout)["steps"] == 8, "below Open's sigma_min, one of a flow's"
