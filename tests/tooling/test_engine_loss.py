@@ -24,6 +24,7 @@ from dit_trt.tooling.engine_loss import calibration_of, engine_loss
 from dit_trt.tooling.recipe import Recipe
 
 SETTINGS = Settings(steps=4, cfg_scale=3.0)
+SQS = Recipe("sqs", decoder_bits=32)  # the simulation's float weights are the checkpoint's own
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -31,7 +32,7 @@ def test_a_sound_engine_loses_next_to_nothing(
     tiny: Path, tiny_table_file: Path, tiny_float: Bundle, tmp_path: Path, backend: str
 ) -> None:
     checkpoint = Checkpoint.open(str(tiny))
-    bundle = build_bundle(checkpoint, Recipe("sqs"), backend, tmp_path / "sqs", tiny_table_file).bundle
+    bundle = build_bundle(checkpoint, SQS, backend, tmp_path / "sqs", tiny_table_file).bundle
     loss = engine_loss(bundle, tiny_float, checkpoint, ["dog barking", "rain"], SETTINGS)
     assert loss.method_cosine.shape == loss.engine_error.shape == (2, 4)
     assert 0 < loss.method_error.mean() < 0.5
@@ -56,8 +57,9 @@ def test_a_broken_engine_is_told_from_its_method(
     assert loss.engine_error.mean() > loss.method_error.mean()
 
 
-def test_on_the_command_line(tiny: Path, tiny_sqs: Bundle) -> None:
-    arguments = ("diff", tiny_sqs.folder, "--simulate", "--num-prompts", "1", "--steps", "3", "--min-cosine", "0")
+def test_on_the_command_line(tiny: Path, tiny_sqs: Bundle, tiny_table_file: Path, tmp_path: Path) -> None:
+    built = build_bundle(Checkpoint.open(str(tiny)), SQS, "openvino", tmp_path / "sqs", tiny_table_file)
+    arguments = ("diff", built, "--simulate", "--num-prompts", "1", "--steps", "3", "--min-cosine", "0")
     found = one_object(invoke(*arguments, "--json").stdout)
     assert found["simulated_worst_step_cosine"] == pytest.approx(found["worst_step_cosine"], abs=0.02)
     assert 0 <= found["engine_to_simulation_mean_relative_error"] < found["simulated_mean_relative_error"]

@@ -63,7 +63,8 @@ def combinations() -> dict[str, Recipe]:
     }
 
 
-RECIPES = combinations()
+# What the simulation takes of the checkpoint in FP32 the bundle has in FP32: context on a rounding edge decides a lot.
+RECIPES = {name: replace(recipe, decoder_bits=32) for name, recipe in combinations().items()}
 
 
 @pytest.fixture(scope="module")
