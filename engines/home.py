@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from .errors import UserError
 
@@ -72,6 +75,17 @@ def sha256_kept(path: Path) -> str:
         part.write_text(digest, "utf-8")
         part.replace(note)
     return digest
+
+
+def save_tensors(tensors: dict[str, NDArray], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file. Raises OSError for what the system refuses (a full disk), not safetensors' own error."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def flush(path: Path) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from ..engines.base import BACKENDS, open_engine
 from ..engines.bundle import Bundle, bundles_folder, new_bundle
 from ..engines.errors import UserError
+from ..engines.home import save_tensors
 from ..engines.manifest import write_manifest
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
@@ -98,7 +98,7 @@ def build_bundle(
         sizes = bundle_sizes(checkpoint)
         if written.step_scales:
             sizes["step_scales"] = written.step_scales
-        save_file(_scales(ranges), folder / "scales.safetensors")
+        save_tensors(_scales(ranges), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
         guided = Settings.of_objective(checkpoint.sizes.objective).cfg_scale != 1

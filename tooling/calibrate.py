@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from ..engines.base import Engine, open_engine
 from ..engines.bundle import Bundle
-from ..engines.home import flush, home, locked
+from ..engines.home import flush, home, locked, save_tensors
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT, export_topologies
 from ..exporters.qdq import write_graph
@@ -176,7 +175,7 @@ def _save_table(plan: Plan, journal: Journal, checkpoint: Checkpoint) -> None:
     }
     part = plan.table.with_suffix(".part")
     try:
-        save_file(tensors, part, metadata)
+        save_tensors(tensors, part, metadata)
         flush(part)
         part.replace(plan.table)
     finally:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors.numpy import save_file
 
+from ..engines.home import save_tensors
 from ..exporters.quantized import Slot
 
 Float = NDArray[np.float32]
@@ -86,5 +86,5 @@ def save_scales(path: Path, knots: Float, logs: Mapping[str, NDArray[np.floating
     for index, slot in enumerate(slots):
         tensors[f"constant/{index}"] = np.ascontiguousarray(slot.constant, np.float32).reshape(-1)
     described = [{"width": slot.width, "powers": dict(slot.powers)} for slot in slots]
-    save_file(tensors, path, {"slots": json.dumps(described)})
+    save_tensors(tensors, path, {"slots": json.dumps(described)})
     return sum(slot.width for slot in slots)
