@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..engines.errors import UserError
 from ..engines.home import read_json
+from .checks import is_size
 from .diffusers_names import autoencoder_names, dit_names, number_names, origins
 from .dit import TIMESTEP_FEATURES, RotaryEmbedding
 from .linears import DIT_PREFIX
@@ -91,7 +92,7 @@ def read_diffusers(folder: Path) -> tuple[dict, TensorSource]:
     parts = {part: _settings(folder, part, faults) for part in _SETTINGS}
     _check_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), faults)
     tokens = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 0)
-    if not _is_size(tokens) or tokens > _LONGEST_PROMPT:
+    if not is_size(tokens) or tokens > _LONGEST_PROMPT:
         faults.append(f"tokenizer model_max_length={tokens!r} (a number of tokens up to {_LONGEST_PROMPT})")
     if not faults:
         _check_sizes(parts["transformer"], parts["vae"], parts["projection_model"], faults)
@@ -129,15 +130,11 @@ def _settings(folder: Path, part: str, faults: list[str]) -> dict:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 faults.append(f"{part} {name}={value!r} (a number)")
         elif isinstance(defaults[name], list):
-            if not isinstance(value, list) or not value or not all(map(_is_size, value)):
+            if not isinstance(value, list) or not value or not all(map(is_size, value)):
                 faults.append(f"{part} {name}={value!r} (a list of positive integers)")
-        elif not _is_size(value):
+        elif not is_size(value):
             faults.append(f"{part} {name}={value!r} (a positive integer)")
     return settings
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check_scheduler(config: dict, faults: list[str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..engines.errors import UserError
+from .checks import is_size
 
 TIMESTEP_FEATURES = 256
 
@@ -90,12 +91,12 @@ class DiTConfig:
         if not isinstance(project, bool):
             faults.append(f"project_cond_tokens={project!r} (true or false)")
         sizes = {name: config.pop(name, None) for name in _SIZES}
-        faults += [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not _is_size(value)]
+        faults += [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not is_size(value)]
         mult = ff.pop("mult", 4)
         if isinstance(mult, bool) or not isinstance(mult, int | float) or mult <= 0:
             faults.append(f"ff_kwargs.mult={mult!r} (a positive number)")
         faults += [f"{name}={value!r} (unknown)" for name, value in {**config, **ff, **attention}.items()]
-        if all(_is_size(value) for value in sizes.values()):
+        if all(is_size(value) for value in sizes.values()):
             faults += _shape_faults(sizes, bool(project))
         if faults:
             raise UserError("this model's configuration is not supported: " + "; ".join(faults))
@@ -121,10 +122,6 @@ _ONLY = {
     "rotary_pos_emb": True,
     "causal": False,
 }
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _shape_faults(sizes: Mapping[str, int], project: bool) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..engines.errors import UserError
+from .checks import is_size
 
 DILATIONS = (1, 3, 9)
 TILE_SAMPLES = 1 << 18  # the most a tile decodes to: 128 latents of Stable Audio Open
@@ -205,7 +206,7 @@ class OobleckConfig:
         encoder = _half("encoder", halves["encoder"], "in_channels", faults)
         decoder = _half("decoder", halves["decoder"], "out_channels", faults)
         sizes = {name: config.pop(name, None) for name in ("latent_dim", "downsampling_ratio", "io_channels")}
-        faults += [f"{name}={value!r} (a whole number >= 1)" for name, value in sizes.items() if not _is_size(value)]
+        faults += [f"{name}={value!r} (a whole number >= 1)" for name, value in sizes.items() if not is_size(value)]
         channels = {name: config.pop(name, None) for name in ("in_channels", "out_channels")}
         scale = outer.get("scale", 1.0)
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
@@ -258,10 +259,6 @@ def _refusal(faults: list[str]) -> UserError:
     return UserError("this model's autoencoder is not supported: " + "; ".join(faults))
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _half(part: str, config: dict, audio: str, faults: list[str]) -> Half:
     """One half's settings; what is wrong with them is added to `faults`."""
     values: dict = {"audio_channels": config.pop(audio, 2)}
@@ -270,11 +267,11 @@ def _half(part: str, config: dict, audio: str, faults: list[str]) -> Half:
     if part == "decoder":
         values["final_tanh"] = bool(config.pop("final_tanh", True))
     for name in ("audio_channels", "channels", "latent_dim"):
-        if not _is_size(values[name]):
+        if not is_size(values[name]):
             faults.append(f"{part}.{audio if name == 'audio_channels' else name}={values[name]!r}")
     for name, least in (("c_mults", 1), ("strides", 2)):
         value = values[name]
-        if isinstance(value, list | tuple) and value and all(_is_size(v) and v >= least for v in value):
+        if isinstance(value, list | tuple) and value and all(is_size(v) and v >= least for v in value):
             values[name] = tuple(value)
         else:
             faults.append(f"{part}.{name}={value!r} (whole numbers >= {least})")

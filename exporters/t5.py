@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..engines.errors import UserError
+from .checks import is_size
 
 MAX_TOKENS = 2048  # the bucket of every pair of positions is a constant of the graph
 _MASKED = -1e9  # the bias of padding: its weight underflows to 0
@@ -48,7 +49,7 @@ class T5Config:
         found = {name: value for name, value in values.items() if name not in _NOT_THE_ENCODERS}
         sizes = {name: found.pop(name, _DEFAULTS.get(name)) for name in _SIZES}
         epsilon, kind = found.pop("layer_norm_epsilon", 1e-6), found.pop("feed_forward_proj", "relu")
-        faults = [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not _is_size(value)]
+        faults = [f"{name}={value!r} (a positive integer)" for name, value in sizes.items() if not is_size(value)]
         if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
             faults.append(f"layer_norm_epsilon={epsilon!r} (a small positive number)")
         if not isinstance(kind, str) or kind not in _ACTIVATIONS:
@@ -92,10 +93,6 @@ _NOT_THE_ENCODERS = frozenset(
         "exponential_decay_length_penalty",
     }
 )
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 < value < 2**31
 
 
 def position_buckets(tokens: int, buckets: int, max_distance: int) -> Tensor:

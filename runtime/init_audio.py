@@ -12,15 +12,12 @@ import soxr
 from numpy.typing import NDArray
 
 from ..engines.errors import UserError
-from .samplers import OBJECTIVE_OF
-from .schedule import LEAST_FLOW_SIGMA
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 Float = NDArray[np.float32]
-NOISE_LEVELS = {"v": 1.0, "rf_denoiser": 0.5}  # where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class InitAudio:
     """audio float32 [channels, n] at sample_rate Hz; noise_level: the sigma that sampling starts at, not its first.
 
     The higher it is the less of the recording is left: Stable Audio Open's noise is added to it (sigma_min..500),
-    Small's takes its place (0..1). None: 1 and 0.5.
+    Small's takes its place (0.12..1). None: 1 and 0.5, see Objective.
     """
 
     audio: Float
@@ -52,12 +49,10 @@ class InitAudio:
 
     def settings(self, settings: Settings) -> Settings:
         """The schedule that starts at the noise level. Raises UserError for a level that is none of it."""
-        objective = OBJECTIVE_OF[settings.sampler]
-        level = NOISE_LEVELS[objective] if self.noise_level is None else self.noise_level
-        lowest, highest = settings.sigma_min, settings.sigma_max
-        if objective == "rf_denoiser":
-            lowest, highest = LEAST_FLOW_SIGMA, min(settings.sigma_max, 1.0)
-        if not (lowest < level <= highest or lowest == level == LEAST_FLOW_SIGMA):
+        objective = settings.objective
+        level = objective.init_level if self.noise_level is None else self.noise_level
+        lowest, highest = objective.levels(settings.sigma_min, settings.sigma_max)
+        if not lowest <= level <= highest or objective.fault(settings.sigma_min, level) is not None:
             raise UserError(
                 f"init_noise_level {level:g} is outside {lowest:g}..{highest:g}, the noise levels of this run"
             )
@@ -67,7 +62,7 @@ class InitAudio:
         """Mean and standard deviation [channels, latents] of the recording, cut or followed by silence.
 
         As stable-audio-tools prepares it: resampled, cut from its start, mono to all channels, several to one by their
-        mean. Raises UserError when the model has no encoder.
+        mean, more than the model has cut. Raises UserError when the model has no encoder.
         """
         channels = pipeline.audio_channels
         samples = latents * pipeline.sizes["downsampling_ratio"]

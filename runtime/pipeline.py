@@ -23,7 +23,7 @@ from .init_audio import InitAudio
 from .samplers import OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF
 from .scale_tables import ScaleTables, load_scales
 from .settings import Settings, check_clips
-from .step_engine import ByGraph, ByStep, Conditioning, StepEngine
+from .step_engine import ByGraph, ByStep, Conditioning, StepEngine, cfg_halves
 from .tiles import decode_tiles, encode_tiles
 from .tokens import PromptTokenizer
 from .wav import finish
@@ -99,9 +99,7 @@ class Pipeline:
 
     def settings(self, **chosen: object) -> Settings:
         """The model's own defaults, with those of `Settings` that are chosen in their place."""
-        schedule = self.bundle.manifest["schedule"]
-        own: dict[str, Any] = {"cfg_scale" if name == "cfg" else name: value for name, value in schedule.items()}
-        return Settings(**(own | chosen))
+        return Settings.of_schedule(self.bundle.manifest["schedule"], **chosen)
 
     def __call__(
         self,
@@ -236,7 +234,7 @@ class Pipeline:
             steps["step_scales"] = ByGraph(scales, sigmas, self.step_sigmas)
         constants = {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))}
         found = Conditioning(constants, steps, sigmas)
-        return found.prompt_half() if settings.cfg_scale == 1 and not self.always_pairs else found
+        return found if cfg_halves(settings.cfg_scale, self.always_pairs) == 2 else found.prompt_half()
 
     def sample(
         self,

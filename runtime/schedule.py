@@ -49,6 +49,7 @@ def v_scalings(
     return 1.0 / norm**2, -sigma / norm, 1.0 / norm
 
 
+MAX_SIGMA = 1e6  # what lies above would only leave float32
 FLOW_LOGSNR = (-6.0, 2.0)  # stable-audio-tools' sample_rf: where a flow's levels begin and end
 LEAST_FLOW_SIGMA = 0.12  # just above the last level before 0: to begin below it would be to add noise
 
@@ -73,26 +74,52 @@ def flow_scalings(sigma: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
     return np.ones_like(sigma), -sigma, np.ones_like(sigma)
 
 
+Levels = tuple[float, float]
+Scalings = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a model was trained to predict, and so how it is sampled.
 
     sigmas(steps, sigma_min, sigma_max) -> [steps + 1]; time(sigma): the model's own t; scalings(sigma): (c_skip, c_out,
-    c_in). interpolates: noise replaces sound, x = (1 - sigma) * clean + sigma * noise, instead of being added to it.
+    c_in). levels(sigma_min, sigma_max): the lowest and the highest level that a run between them may begin at, and
+    fault: what is wrong with those two, None for nothing. init_level: where a run begins that has a recording to begin
+    from. interpolates: noise takes the place of sound, x = (1 - sigma) * clean + sigma * noise.
     """
 
     sigmas: Callable[[int, float, float], NDArray[np.float64]]
     time: Callable[[ArrayLike], NDArray[np.float64]]
-    scalings: Callable[[ArrayLike], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
+    scalings: Callable[[ArrayLike], Scalings]
+    levels: Callable[[float, float], Levels]
+    fault: Callable[[float, float], str | None]
+    init_level: float
     interpolates: bool = False
 
 
+def _v_fault(sigma_min: float, sigma_max: float) -> str | None:
+    if 0 < sigma_min < sigma_max <= MAX_SIGMA:
+        return None
+    return f"sigma_min {sigma_min} and sigma_max {sigma_max} must be 0 < min < max <= 1e6"
+
+
+def _flow_fault(sigma_min: float, sigma_max: float) -> str | None:
+    if LEAST_FLOW_SIGMA <= sigma_max <= MAX_SIGMA:
+        return None
+    return f"sigma_max {sigma_max} is below {LEAST_FLOW_SIGMA}, where a flow's levels end"
+
+
 OBJECTIVES = {
-    "v": Objective(polyexponential_sigmas, sigma_to_t, v_scalings),
+    "v": Objective(
+        polyexponential_sigmas, sigma_to_t, v_scalings, lambda low, high: (low, high), _v_fault, init_level=1.0
+    ),
     "rf_denoiser": Objective(
-        lambda steps, sigma_min, sigma_max: flow_sigmas(steps, min(sigma_max, 1.0)),
+        lambda steps, low, high: flow_sigmas(steps, min(high, 1.0)),
         lambda sigma: np.asarray(sigma, dtype=np.float64),
         flow_scalings,
+        lambda low, high: (LEAST_FLOW_SIGMA, min(high, 1.0)),
+        _flow_fault,
+        init_level=0.5,
         interpolates=True,
     ),
 }

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.errors import UserError
 from .samplers import OBJECTIVE_OF, SAMPLERS
-from .schedule import LEAST_FLOW_SIGMA, OBJECTIVES, Objective
+from .schedule import OBJECTIVES, Objective
 
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
-MAX_SIGMA = 1e6  # what lies above would only leave float32
+_DEFAULTS: dict[str, dict[str, Any]] = {  # by objective, what differs from Stable Audio Open's
+    "v": {},
+    "rf_denoiser": {"steps": 8, "sampler": "pingpong", "cfg_scale": 1.0, "sigma_max": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,13 @@ class Settings:
     @classmethod
     def of_objective(cls, name: str) -> Settings:
         """What a model of that objective is sampled with by default: `v` or `rf_denoiser` (8 steps, no guidance)."""
-        return cls() if name == "v" else cls(steps=8, sampler="pingpong", cfg_scale=1.0, sigma_max=1.0)
+        return cls(**_DEFAULTS[name])
+
+    @classmethod
+    def of_schedule(cls, schedule: Mapping[str, Any], **chosen: object) -> Settings:
+        """What a manifest's `schedule` says, with those of our fields that are chosen in its place."""
+        own = {"cfg_scale" if name == "cfg" else name: value for name, value in schedule.items()}
+        return cls(**(own | chosen))
 
     def __post_init__(self) -> None:
         faults = []
@@ -56,18 +66,15 @@ class Settings:
             faults.append(f"cfg {self.cfg_scale} is outside 0..100")
         if not 0 <= self.seed <= MAX_SEED:
             faults.append(f"seed {self.seed} is outside 0..{MAX_SEED}")
-        if OBJECTIVE_OF.get(self.sampler) == "rf_denoiser":
-            if not LEAST_FLOW_SIGMA <= self.sigma_max <= MAX_SIGMA:
-                faults.append(f"sigma_max {self.sigma_max} is below {LEAST_FLOW_SIGMA}, where a flow's levels end")
-        elif not 0 < self.sigma_min < self.sigma_max <= MAX_SIGMA:
-            faults.append(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} must be 0 < min < max <= 1e6")
+        if (fault := self.objective.fault(self.sigma_min, self.sigma_max)) is not None:
+            faults.append(fault)
         if faults:
             raise UserError("; ".join(faults))
 
     @property
     def objective(self) -> Objective:
-        """Of the models that the sampler is for."""
-        return OBJECTIVES[OBJECTIVE_OF[self.sampler]]
+        """Of the models that the sampler is for; an unknown sampler, which is refused, has Stable Audio Open's."""
+        return OBJECTIVES[OBJECTIVE_OF.get(self.sampler, "v")]
 
     @property
     def sigmas(self) -> NDArray[np.float64]:

@@ -14,6 +14,14 @@ from ..engines.base import Engine
 Float = NDArray[np.float32]
 
 
+def cfg_halves(cfg_scale: float, always_pairs: bool) -> int:
+    """How many halves a step computes: a guidance scale of 1 takes nothing of the unconditional one.
+
+    always_pairs: the step graph takes both or none.
+    """
+    return 1 if cfg_scale == 1 and not always_pairs else 2
+
+
 class ByStep(Protocol):
     """An array, or what else gives a step's input by its index."""
 

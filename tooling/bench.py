@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..engines.base import BACKENDS, open_engine
+from ..engines.base import BACKENDS
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.home import expanded, home, locked
@@ -32,13 +32,13 @@ from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.dit import DiffusionTransformer
 from ..exporters.linears import DIT_PREFIX
-from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.samplers import DETERMINISTIC
-from ..runtime.step_engine import StepEngine
 from .contents import bundle_parts
 from .fidelity import bootstrap_median
 from .recipe import Recipe
 from .synthetic_checkpoint import SHAPES, write_checkpoint
+from .timed_steps import cores, open_step_engine, turns
 from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched
 
 Float = NDArray[np.float32]
@@ -137,9 +137,8 @@ def interleaved(
     """Seconds a step of every contender in every round; each comes first once, and runs a step untimed before."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(rounds):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
+    for index, order in enumerate(turns(names, rounds)):
+        for name in order:
             step = contenders[name]
             step()
             start = time.perf_counter()
@@ -224,14 +223,7 @@ def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, preci
     pipeline = Pipeline(bundle)
     settings = _settings(pipeline)
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
-    shapes = graph_shapes(pipeline.sizes, step_sigmas=pipeline.step_sigmas)
-    engines = {
-        graph: open_engine(
-            bundle.backend, bundle.path(f"{graph}.onnx"), shapes[graph], threads=threads, precision=precision
-        )
-        for graph in step_graphs(pipeline.step_sigmas)
-    }
-    engine = StepEngine(engines, pipeline.step_sigmas)
+    engine = open_step_engine(pipeline, threads, precision)
     return lambda: engine.run(conditioning, _RECORDED, inputs["x"])["velocity"]
 
 
@@ -298,11 +290,6 @@ def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
             )
             seconds.append(time.perf_counter() - start)
     return ColdStart(bundle.backend, seconds[0], statistics.median(seconds[1:]))
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> str:

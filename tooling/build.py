@@ -22,6 +22,7 @@ from ..engines.manifest import write_manifest
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
 from ..runtime.pipeline import Settings, graph_shapes
+from ..runtime.step_engine import cfg_halves
 from .layers import layers
 from .quantize import QuantizedRange, quantize_model
 from .recipe import Recipe
@@ -101,8 +102,8 @@ def build_bundle(
         save_tensors(_scales(ranges), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
-        guided = Settings.of_objective(checkpoint.sizes.objective).cfg_scale != 1
-        batch = 2 if guided or recipe.cfg_pair == "difference" else 1
+        settings = Settings.of_objective(checkpoint.sizes.objective)
+        batch = cfg_halves(settings.cfg_scale, recipe.cfg_pair == "difference")
         lost = lost_linears(folder, backend, sizes, chosen, device, written.step_sigmas, batch)
         if lost and not allow_float:
             raise UserError(

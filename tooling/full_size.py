@@ -9,7 +9,6 @@ Both write a Markdown table, and all numbers as JSON beside it. docs/full-size.m
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..engines.errors import UserError
 from .cli.common import dit_command, path_option, progress, say, show
 from .process_memory import Measured, measure
 from .step_contest import Contender, Task, contest_table, run_contest
+from .timed_steps import cores
 
 output_option = click.option(
     "--output", metavar="FILE.md", required=True, help="Write the table here, and the numbers beside it as .json."
@@ -88,8 +88,7 @@ def steps(
     if latents > sizes["max_latents"]:
         raise UserError(f"--latents {latents} is more than this model's {sizes['max_latents']}; give fewer")
     seconds = latents * sizes["downsampling_ratio"] / sizes["sample_rate"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    task = Task(prompt, latents, seconds, steps, step, seed, threads or cores)
+    task = Task(prompt, latents, seconds, steps, step, seed, threads or cores())
     contest = run_contest(model, contenders, task, rounds, progress, say)
     return _write(path, contest_table(contest), asdict(contest))
 

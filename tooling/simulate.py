@@ -146,6 +146,15 @@ def step_channel_model(
     return SimulatedModel(checkpoint, [one], simulated)
 
 
+def conditioning_module(checkpoint: Checkpoint, dit: DiffusionTransformer) -> ConditioningGraph:
+    """The conditioning graph in torch, of a checkpoint and its DiT, without the text encoder that ran before it."""
+    with torch.device("meta"):
+        conditioner = MultiConditioner(checkpoint.config)
+    del conditioner.conditioners["prompt"]  # it may be larger than the DiT
+    _load(conditioner, "conditioner.", checkpoint)
+    return ConditioningGraph(dit, conditioner)
+
+
 class SimulatedModel:
     """The conditioning and step graphs of a checkpoint, in torch, with simulated Linears."""
 
@@ -154,12 +163,8 @@ class SimulatedModel:
     ):
         self._names = context_names(checkpoint.sizes.dit.depth)
         self._numbers = checkpoint.sizes.conditioning.numbers
-        with torch.device("meta"):
-            conditioner = MultiConditioner(checkpoint.config)
-        del conditioner.conditioners["prompt"]  # it ran in the text graph, and may be larger than the DiT
-        _load(conditioner, "conditioner.", checkpoint)
         dit = _simulated(checkpoint, ranges[0], "conditioning", {}, simulated)
-        self._conditioning = ConditioningGraph(dit, conditioner)
+        self._conditioning = conditioning_module(checkpoint, dit)
         self._ranges, self._bounds = list(ranges), range_bounds(ranges)
         self._tables: list[dict[str, Tensor]] = [{} for _ in ranges]
         self._steps = [

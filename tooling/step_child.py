@@ -42,10 +42,8 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
     """
     import numpy as np
 
-    from ..engines.base import open_engine
-    from ..engines.manifest import step_graphs
-    from ..runtime.pipeline import Pipeline, graph_shapes
-    from ..runtime.step_engine import StepEngine
+    from ..runtime.pipeline import Pipeline
+    from .timed_steps import open_step_engine
 
     pipeline = Pipeline.open(question["bundle"])
     backend, precision = pipeline.bundle.backend, question["precision"]
@@ -57,18 +55,8 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
     if question["embeds"] is not None:
         np.save(question["embeds"], pipeline._embed(question["prompt"]))
     conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
-    shapes = graph_shapes(pipeline.sizes, step_sigmas=pipeline.step_sigmas, latents=question["latents"])
-    engines = {
-        graph: open_engine(
-            backend,
-            pipeline.bundle.path(f"{graph}.onnx"),
-            shapes[graph],
-            threads=question["threads"],
-            precision=precision,
-        )
-        for graph in step_graphs(pipeline.step_sigmas)
-    }
-    engine, x, step = StepEngine(engines, pipeline.step_sigmas), np.load(question["x"]), question["step"]
+    engine = open_step_engine(pipeline, question["threads"], precision, question["latents"])
+    x, step = np.load(question["x"]), question["step"]
     return lambda: engine.run(conditioning, step, x)["velocity"], {"sigma": float(conditioning.sigmas[step])}
 
 
@@ -105,31 +93,18 @@ def torch_conditioning(
     """
     import torch
 
-    from ..exporters.conditioners import NumberConditioner
+    from ..exporters.float_graphs import context_names
+    from .simulate import conditioning_module
 
-    model = checkpoint.config["model"]
-    conditioning, diffusion = model["conditioning"], model["diffusion"]
     values = {"seconds_start": 0.0, "seconds_total": seconds}
-    tokens = {}
-    for entry in conditioning["configs"]:
-        if entry["type"] == "number":
-            number, prefix = entry["id"], f"conditioner.conditioners.{entry['id']}."
-            module = NumberConditioner(conditioning["cond_dim"], **entry["config"])
-            weights = {name: torch.from_numpy(checkpoint.tensor(prefix + name)) for name in module.state_dict()}
-            module.load_state_dict(weights)
-            with torch.inference_mode():
-                tokens[number] = module(torch.tensor([values[number]]))
+    numbers = [torch.full((2,), values[name]) for name in checkpoint.sizes.conditioning.numbers]
     with torch.inference_mode():
-        known = {"prompt": torch.from_numpy(embeds), **{name: token[:, None] for name, token in tokens.items()}}
-        context = torch.cat([known[name] for name in diffusion["cross_attention_cond_ids"]], dim=1)
-        pairs = dit.context_keys_values(torch.cat((context, torch.zeros_like(context))))
-        global_embed = dit.to_global_embed(torch.cat([tokens[name] for name in diffusion["global_cond_ids"]], dim=1))
-        inputs = {
-            "global_embed": global_embed.repeat(2, 1),
-            "time_embed": dit.time_embed(torch.tensor([t]))[0],
-            **{f"context_{kind}.{i}": value for i, pair in enumerate(pairs) for kind, value in zip("kv", pair)},
-        }
-    return {name: value.numpy() for name, value in inputs.items()}
+        graph = conditioning_module(checkpoint, dit)
+        both = torch.from_numpy(embeds).repeat(2, 1, 1)
+        global_embed, time_embed, *context = graph(both, *numbers, torch.tensor([1.0, 0.0]), torch.tensor([t]))
+    found = {"global_embed": global_embed, "time_embed": time_embed[0]}
+    found |= dict(zip(context_names(checkpoint.sizes.dit.depth), context, strict=True))
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def serve(questions: TextIO, answers: TextIO) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from .process_memory import Memory
+from .timed_steps import turns
 
 if TYPE_CHECKING:
     from .workflow import Watch
@@ -207,9 +208,8 @@ def _rounds(children: Mapping[str, Child], rounds: int, done: Callable[[int], ob
     """Seconds of a step of every child in every round; each comes first in turn."""
     names = list(children)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(rounds):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
+    for index, order in enumerate(turns(names, rounds)):
+        for name in order:
             seconds[name].append(children[name].ask("step", velocity=None)["seconds"])
         done(index + 1)
     return seconds

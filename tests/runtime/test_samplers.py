@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_trt.engines.errors import UserError
-from dit_trt.runtime.samplers import DETERMINISTIC, OBJECTIVE_OF, SAMPLERS, sample_dpmpp_2m
+from dit_trt.exporters.dit import OBJECTIVES as EXPORTED
+from dit_trt.runtime.samplers import DETERMINISTIC, OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF, sample_dpmpp_2m
 from dit_trt.runtime.schedule import OBJECTIVES, flow_sigmas, polyexponential_sigmas, sigma_to_t, v_scalings
 from dit_trt.runtime.settings import Settings
 from peers import k_diffusion, stable_audio_tools
@@ -130,6 +131,11 @@ def test_flows_equal_stable_audio_tools(name, sigma_max, steps, monkeypatch):
         assert t == pytest.approx(expected_t, rel=1e-5)  # theirs are float32
         assert closest(x, expected_x) < 1e-5
     assert closest(result, expected) < 1e-5
+
+
+def test_every_objective_that_is_exported_can_be_sampled():
+    assert set(EXPORTED) == set(OBJECTIVES) == set(SAMPLERS_OF) == set(DETERMINISTIC)
+    assert all(Settings.of_objective(name).objective is OBJECTIVES[name] for name in OBJECTIVES)
 
 
 def test_settings_know_whose_samplers_they_are():

@@ -68,7 +68,7 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
 
 
 def _facts(bundle: Bundle) -> list[str]:
-    from ...runtime.samplers import OBJECTIVE_OF
+    from ...runtime.settings import Settings
     from ..recipe import Recipe
     from ..recipe_text import options_of
 
@@ -84,8 +84,8 @@ def _facts(bundle: Bundle) -> list[str]:
         used = calibration["settings"]
         calibrated = f"{len(calibration['prompts'])} prompts x {used['steps']} steps, {used['sampler']}"
         calibrated += f", cfg {used['cfg_scale']:g}"
-    last = 0 if OBJECTIVE_OF.get(schedule["sampler"]) == "rf_denoiser" else schedule["sigma_min"]
-    sigmas = f"sigma {schedule['sigma_max']:g} to {last:g}"
+    levels = Settings.of_schedule(schedule).sigmas
+    sigmas = f"sigma {levels[0]:g} to {levels[-2]:.3g}"
     return [
         f"recipe       {recipe['method']} ({axes}), {recipe['bits']}{alpha}",
         *(f"             {line}" for line in chosen),
