@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dit_trt.engines.cpu import lacks_vnni
+from dit_trt.tooling.simulate import SimulatedLinear
 
 
 def saturates(backend: str) -> bool:
@@ -24,6 +27,24 @@ def dynamic_int4(backend: str) -> None:
     """Skip what follows in a test, and needs `backend` to quantize the activations of 4-bit weights by itself."""
     if saturates(backend):
         pytest.skip("this CPU has no VNNI: OpenVINO multiplies 4-bit weights in float")
+
+
+class SaturatingLinear(SimulatedLinear):
+    """As SimulatedLinear, its integers added as a kernel without VNNI adds them: see `saturating`."""
+
+    def _multiply(self, x: Tensor, x_step: Tensor | float, weight: Tensor, weight_step: Tensor) -> Tensor:
+        w = (weight / weight_step).round()
+        rows = ((x / x_step).round() + 128).flatten(0, -2)
+        total = torch.zeros(len(rows), len(w))
+        for first in range(0, len(rows), 16):  # float32 holds these sums exactly
+            pairs = rows[first : first + 16, None].unflatten(-1, (-1, 2)) * w.unflatten(-1, (-1, 2))
+            total[first : first + 16] = pairs.sum(-1).clamp(-(2**15), 2**15 - 1).sum(-1)
+        return (total - 128 * w.sum(1)).reshape(*x.shape[:-1], -1) * x_step * weight_step.T
+
+
+def simulated_linear(backend: str) -> type[SimulatedLinear]:
+    """How a Linear that `backend` runs in int8 computes here."""
+    return SaturatingLinear if saturates(backend) else SimulatedLinear
 
 
 def product(backend: str, x: NDArray, w: NDArray) -> NDArray[np.float64]:

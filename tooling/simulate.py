@@ -62,6 +62,7 @@ class SimulatedLinear(nn.Module):
         if item.activation.range != "engine" and weight.bits == 4:
             weight = Weight(*expand(weight))  # groups of 4 bits are rounded once more, to int8
         self._weight = torch.from_numpy(dequantize_weight(weight))
+        self._weight_step = torch.from_numpy(weight.scale.astype(np.float32))[:, None]
         self._s = torch.from_numpy(item.s)
         self._branch = None
         if branch is not None:
@@ -85,30 +86,44 @@ class SimulatedLinear(nn.Module):
         item, name = self._item, self._item.linear.name
         if item.by_step:
             s, sigma = self._tables[f"smoothing/{name}"], self._tables[f"weight_scale/{name}"][:, None]
-            y = fake_quantize(x / s, self._tables[f"delta/{name}"]) @ fake_quantize(self._weight / self._s * s, sigma).T
+            delta, weight = self._tables[f"delta/{name}"], fake_quantize(self._weight / self._s * s, sigma)
+            y = self._multiply(fake_quantize(x / s, delta), delta, weight, sigma)
+        elif item.activation.range == "engine":
+            y = self._rounded_in_groups(x / self._s) @ self._weight.T
         else:
-            y = self._rounded(x / self._s) @ self._weight.T
+            smoothed = x / self._s
+            step = self._step(smoothed)
+            y = self._multiply(fake_quantize(smoothed, step), step, self._weight, self._weight_step)
         if self._branch is not None:
             a, b = self._branch
             y = y + (x / self._s) @ a @ b
         return y
 
-    def _rounded(self, smoothed: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor, x_step: Tensor | float, weight: Tensor, weight_step: Tensor) -> Tensor:
+        """x [..., in] weight^T, as integers are multiplied: both are whole multiples of their steps.
+
+        x_step: a number, or one a token [..., 1]; weight_step [out, 1].
+        """
+        return x @ weight.T
+
+    def _step(self, smoothed: Tensor) -> Tensor | float:
+        """What the input is rounded to multiples of: a number, or one a token [..., 1]."""
         activation = self._item.activation
         match activation.range:
-            case "static":
-                return fake_quantize(smoothed, activation.scale)
             case "step":
-                return fake_quantize(smoothed, activation.scale / self._tables[f"range/{self._item.linear.name}"])
+                return activation.scale / self._tables[f"range/{self._item.linear.name}"]
             case "token":
                 absmax = smoothed.abs().amax(-1, keepdim=True)
-                return fake_quantize(smoothed, (absmax / 127).clamp_min(activation.scale))
-            case "engine":  # every token and group of channels by itself
-                width = smoothed.shape[-1]
-                padded = nn.functional.pad(smoothed, (0, -width % self._group))
-                groups = padded.unflatten(-1, (-1, self._group))
-                absmax = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-                return fake_quantize(groups, absmax / 127).flatten(-2)[..., :width]
+                return (absmax / 127).clamp_min(activation.scale)
+        return activation.scale
+
+    def _rounded_in_groups(self, smoothed: Tensor) -> Tensor:
+        """Every token and group of channels by itself."""
+        width = smoothed.shape[-1]
+        padded = nn.functional.pad(smoothed, (0, -width % self._group))
+        groups = padded.unflatten(-1, (-1, self._group))
+        absmax = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+        return fake_quantize(groups, absmax / 127).flatten(-2)[..., :width]
 
 
 class StepChannelLinear(SimulatedLinear):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardware import dynamic_int4, exact_int8
+from hardware import dynamic_int4, simulated_linear
 from numpy.typing import NDArray
 
 from dit_trt.engines.base import BACKENDS
@@ -19,7 +19,7 @@ from dit_trt.tooling.build import build_bundle
 from dit_trt.tooling.quantize import QuantizedRange, quantize_model
 from dit_trt.tooling.recipe import Recipe
 from dit_trt.tooling.scale_tables import fit_knots
-from dit_trt.tooling.simulate import SimulatedModel, SimulatedPipeline
+from dit_trt.tooling.simulate import SimulatedLinear, SimulatedModel, SimulatedPipeline
 from dit_trt.tooling.smoothing import Smoothing
 from dit_trt.tooling.tables import load_calibration
 
@@ -107,9 +107,9 @@ def quantized(tiny: Path, table: Path, name: str) -> list[QuantizedRange]:
 
 
 @cache
-def simulated(tiny: Path, table: Path, reference: Path, name: str) -> SimulatedPipeline:
+def simulated(tiny: Path, table: Path, reference: Path, name: str, linear: type[SimulatedLinear]) -> SimulatedPipeline:
     ranges = [as_the_engine_has_them(one) for one in quantized(tiny, table, name)]
-    return SimulatedPipeline(Bundle(reference), SimulatedModel(Checkpoint.open(str(tiny)), ranges))
+    return SimulatedPipeline(Bundle(reference), SimulatedModel(Checkpoint.open(str(tiny)), ranges, linear))
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -128,14 +128,10 @@ def test_engine_and_simulation(
         dynamic_int4(backend)
     built = build_bundle(Checkpoint.open(str(tiny)), recipe, backend, tmp_path / "bundle", tiny_table_file)
     assert built.linears == built.int8_linears == (12 if name == "mixed" else 14)
-    expected = forced(simulated(tiny, tiny_table_file, tiny_float.folder, name), xs)
+    expected = forced(simulated(tiny, tiny_table_file, tiny_float.folder, name, simulated_linear(backend)), xs)
     found = forced(Pipeline(built.bundle.verify()), xs)
     of_method, of_engine = distance(expected, exact), distance(found, expected)
     assert 0 < of_method < 0.7
-    if recipe.bits == "w8a8" or recipe.group_size:
-        # Integers of up to 127, whose products may saturate; those of 4 bits with a scale an output channel never do.
-        assert of_engine < 0.2
-        exact_int8(backend)
     # Integers on a rounding edge may fall either way. OpenVINO's branch is in bf16 and has this model's outliers.
     in_bf16 = recipe.lora_rank > 0 and BACKENDS[backend].dialect.branch == "bfloat16"
     assert of_engine < 0.2 * of_method + (0.025 if in_bf16 else 0.006), f"{of_engine:.4f}, the method {of_method:.4f}"
