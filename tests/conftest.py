@@ -18,8 +18,9 @@ from dit_trt.engines.bundle import Bundle
 if TYPE_CHECKING:
     from dit_trt.tooling.tables import Calibration
 
-# No test asserts a time: a busy machine is no defect.
-hypothesis.settings.register_profile("here", deadline=None)
+# No test asserts a time: a busy machine is no defect. CI takes the same examples each time (as Hypothesis' own profile
+# for it does); others are tried wherever else the tests run.
+hypothesis.settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("here")
 
 

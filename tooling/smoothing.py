@@ -23,32 +23,30 @@ Float = NDArray[np.float32]
 
 # A channel that calibration saw as (almost) dead is floored here, relative to the layer's largest.
 FLOOR = 1e-5
+NOTHING = 1e-20  # the largest absmax of what counts as zeros: below, products and inverses leave float32
 
 
 def smoothing_factor(absmax_x: Float, absmax_w: Float, alpha: float) -> Float:
     """s[j] = absmax_x[j]^alpha / absmax_w[j]^(1 - alpha) (eq. 3). absmax_x may be [in] or [steps, in].
 
-    Both are floored at 1e-5 of the largest, so that s is finite and positive with dead channels; a layer that saw
-    nothing but zeros is not smoothed (s = 1).
+    Both are floored at 1e-5 of their largest, so that s is finite and positive with dead channels; a layer that saw
+    nothing but zeros, or whose weights are zeros, is not smoothed (s = 1).
     """
-    x, w = (_floored(a) for a in (absmax_x, absmax_w))
+    if min(absmax_x.max(), absmax_w.max()) < NOTHING:
+        return np.ones_like(absmax_x, dtype=np.float32)
+    x, w = (np.maximum(a.astype(np.float64), FLOOR * float(a.max())) for a in (absmax_x, absmax_w))
     return (x**alpha / w ** (1 - alpha)).astype(np.float32)
-
-
-def _floored(absmax: Float) -> NDArray[np.float64]:
-    largest = float(absmax.max())
-    if largest == 0:
-        return np.ones_like(absmax, dtype=np.float64)
-    return np.maximum(absmax.astype(np.float64), FLOOR * largest)
 
 
 def activation_scales(absmax_x: Float, s: Float) -> Float:
     """delta[t] = max over channels of (absmax_x / s) / 127, [steps]: the range of the smoothed activation by step.
 
-    absmax_x [steps, in]; s [in] or [steps, in]. Its largest is the static range. Where nothing was seen, 1.
+    absmax_x [steps, in]; s [in] or [steps, in]. Its largest is the static range. A step that saw nothing has that one,
+    too; where none saw anything, 1.
     """
-    delta = (absmax_x.astype(np.float64) / s).max(axis=1) / 127
-    return np.where(delta > 0, delta, delta.max() or 1.0).astype(np.float32)
+    delta = ((absmax_x.astype(np.float64) / s).max(axis=1) / 127).astype(np.float32)
+    seen = delta >= np.finfo(np.float32).tiny  # less has no inverse
+    return np.where(seen, delta, delta.max() if seen.any() else np.float32(1))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -33,12 +33,15 @@ def test_equation_3() -> None:
     np.testing.assert_allclose(s, [8 / 4**0.25, 1 / 0.25**0.25])
 
 
+@example(np.full(8, 3.9e-44, np.float32), np.zeros(8, np.float32), 0.0)  # the least float32s
+@example(np.zeros(8, np.float32), np.full(8, 3.9e-44, np.float32), 0.0)
+@example(np.full(8, 1e-19, np.float32), np.full(8, 1e-20, np.float32), 0.0)
 @given(arrays(np.float32, 8, elements=positive), arrays(np.float32, 8, elements=positive), st.floats(0, 1))
 def test_factors_are_positive_and_finite(x: Float, w: Float, alpha: float) -> None:
     s = smoothing_factor(x, w, alpha)
-    assert np.isfinite(s).all() and (s > 0).all()
+    assert (s > 0).all() and np.isfinite([s, 1 / s]).all()
     [delta] = activation_scales(x[None], s)
-    assert np.isfinite(delta) and delta > 0
+    assert delta > 0 and np.isfinite([delta, 1 / delta]).all()
 
 
 def test_smoothing_halves_the_range_in_the_exponent() -> None:
