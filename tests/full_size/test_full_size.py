@@ -134,5 +134,5 @@ def test_steps(build: Callable, folder: Path, checkpoint: Path, latents: int) ->
     baseline, *rows = json.loads(report.with_suffix(".json").read_text())["rows"]
     assert [row["name"] for row in rows] == list(BUILDS)
     for row in rows:
-        assert 0 < row["relative_error"] < 0.7  # of something else it would be 1.4
+        assert 0 < row["relative_error"] < 1  # of something else it would be 1.4; W4A8 of random weights: 0.76
         assert row["after_step"]["rss_anon"] < baseline["after_step"]["rss_anon"]
