@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -41,10 +41,15 @@ class Dialect:
     values and the same sums, in the form for which ONNX Runtime's CPU kernels use VNNI.
     branch: what the low-rank branch, stored in 16 bits, is multiplied in. OpenVINO turns bfloat16 into float32 itself
     on a CPU without it; ONNX Runtime has no such product on a CPU.
+    trunk: what the step graph computes in, but for integer products and what has to be float32 (see exporters/trunk).
+    int4_block: 4-bit weights of an `expanded` graph have at least two scales an output channel, one for so many inputs
+    at most; 0: also one.
     """
 
     activation: Literal["int8", "uint8"] = "int8"
-    branch: Literal["float32", "bfloat16"] = "float32"
+    branch: Literal["float32", "float16", "bfloat16"] = "float32"
+    trunk: Literal["float32", "float16", "bfloat16"] = "float32"
+    int4_block: int = 0
 
 
 INT8 = Dialect()
@@ -54,26 +59,44 @@ INT8 = Dialect()
 class Backend:
     """A module of this folder with `engine`, a class, and `unusable`, `runtime_version` and `check_device`.
 
-    package: what must be importable. install: how a user gets it. keeps_blobs: compiling is slow enough to be cached.
-    wants_vnni: on a CPU without it, see `saturates`.
+    packages: one of these must be importable. install: how a user gets it. dialects: by trunk (`fp32`, ...), how its
+    graphs are written; the first is its default. keeps_blobs: compiling is slow enough to be cached. wants_vnni: on a
+    CPU without it, see `saturates`. proof: the class that tells what a graph compiles to, where it is not the engine:
+    it needs no device, and its module has `unbuildable`. engine_trunks: trunks that the engine, not the graph, makes.
     """
 
     module: str
     engine: str
-    package: str
+    packages: tuple[str, ...]
     install: str
-    dialect: Dialect = INT8
+    dialects: Mapping[str, Dialect]
     keeps_blobs: bool = False
     wants_vnni: bool = False
+    proof: str | None = None
+    engine_trunks: tuple[str, ...] = ()
+
+    @property
+    def dialect(self) -> Dialect:
+        """Of its default trunk."""
+        return next(iter(self.dialects.values()))
 
     def load(self) -> ModuleType:
         return import_module(f".{self.module}", __package__)
 
     def unusable(self) -> str | None:
         """Why nothing can run with it here, and the fix; None when it can."""
-        if not find_spec(self.package):
-            return f"the package {self.package} is not installed: {self.install}"
-        return self.load().unusable()
+        return self._missing() or self.load().unusable()
+
+    def unbuildable(self) -> str | None:
+        """Why no bundle can be built with it here, and the fix; None when one can."""
+        if self.proof is None:
+            return self.unusable()
+        return self._missing() or self.load().unbuildable()
+
+    def _missing(self) -> str | None:
+        if any(find_spec(package) for package in self.packages):
+            return None
+        return f"the package {self.packages[0]} is not installed: {self.install}"
 
     def saturates(self, device: str | None = None) -> bool:
         """Whether, on this CPU, it adds int8 products in 16 bits and multiplies weights that stay in 4 bits in float.
@@ -88,28 +111,57 @@ BACKENDS = {
     "openvino": Backend(
         "openvino",
         "OpenVINOEngine",
-        "openvino",
+        ("openvino",),
         "pip install openvino",
-        Dialect(branch="bfloat16"),
+        {"fp32": Dialect(branch="bfloat16"), "bf16": Dialect(branch="bfloat16")},
         keeps_blobs=True,
         wants_vnni=True,
+        engine_trunks=("bf16",),
     ),
     "onnxruntime": Backend(
         "onnxruntime",
         "ONNXRuntimeEngine",
-        "onnxruntime",
+        ("onnxruntime",),
         "pip install onnxruntime (or onnxruntime-gpu for CUDA, never both)",
-        Dialect("uint8"),
+        {"fp32": Dialect("uint8")},
+    ),
+    # A branch in the trunk's own type keeps its attention from being fused.
+    "tensorrt": Backend(
+        "tensorrt",
+        "TensorRTEngine",
+        ("tensorrt", "tensorrt_rtx"),
+        "pip install tensorrt (or tensorrt-rtx-cu13)",
+        {
+            "fp16": Dialect(branch="bfloat16", trunk="float16", int4_block=128),
+            "bf16": Dialect(branch="float16", trunk="bfloat16", int4_block=128),
+            "fp32": Dialect(branch="bfloat16", int4_block=128),
+        },
+        keeps_blobs=True,
+        proof="TensorRTPlan",
     ),
 }
+TRUNKS = ("auto", *dict.fromkeys(trunk for backend in BACKENDS.values() for trunk in backend.dialects))
 
 
-def choose_backend(name: str, device: str | None = None) -> str:
+def choose_trunk(backend: str, trunk: str) -> str:
+    """`auto` becomes the backend's default. Raises UserError for one that it has not, or that does nothing here."""
+    known = BACKENDS[backend].dialects
+    if trunk == "auto":
+        return next(iter(known))
+    if trunk not in known:
+        raise UserError(f"the backend {backend} has no trunk {trunk!r} (one of: {', '.join(known)})")
+    if trunk in BACKENDS[backend].engine_trunks and not BACKENDS[backend].load().has_bf16():
+        raise UserError(f"this CPU does not multiply {trunk}: {backend} would compute in fp32; leave --trunk out")
+    return trunk
+
+
+def choose_backend(name: str, device: str | None = None, to_build: bool = False) -> str:
     """`auto` becomes the first backend that can run here. Raises UserError for an unknown or unusable one.
 
-    device: of the backend; raises UserError when it has none of that name.
+    device: of the backend; raises UserError when it has none of that name. to_build: one that can only build will do,
+    where it is named.
     """
-    name = _first_usable() if name == "auto" else _usable(name)
+    name = _first_usable() if name == "auto" else _usable(name, to_build)
     if device is not None:
         BACKENDS[name].load().check_device(device)
     return name
@@ -125,11 +177,13 @@ def _first_usable() -> str:
     raise UserError("no backend can run here; " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
 
 
-def _usable(name: str) -> str:
+def _usable(name: str, to_build: bool) -> str:
     if name not in BACKENDS:
         raise UserError(f"unknown backend {name!r} (one of: auto, {', '.join(BACKENDS)})")
-    if (reason := BACKENDS[name].unusable()) is not None:
-        raise UserError(f"the backend {name} cannot run here: {reason}")
+    backend = BACKENDS[name]
+    reason = backend.unbuildable() if to_build else backend.unusable()
+    if reason is not None:
+        raise UserError(f"the backend {name} cannot {'build' if to_build else 'run'} here: {reason}")
     return name
 
 
@@ -152,23 +206,63 @@ def open_engine(
     digest: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    plan: Mapping[str, Any] | None = None,
+    rebuild: bool = False,
 ) -> Engine:
     """Compile the ONNX file at `path` for fixed input `shapes`.
 
     digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
     threads: how many of a CPU's to use (default: the backend's choice). precision: see OpenVINOEngine, which has it.
+    plan, rebuild: see TensorRTPlan, which has them.
     """
+    given = {"device": device, "threads": threads, "precision": precision, "options": plan}
+    return _open(backend, BACKENDS[backend].engine, path, shapes, given, digest, rebuild)
+
+
+class Proof(Protocol):
+    """What a compiled graph tells of itself."""
+
+    def int8_matmuls(self) -> set[str]: ...
+
+
+def open_proof(
+    backend: str,
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    device: str | None = None,
+    digest: str | None = None,
+    precision: str | None = None,
+    plan: Mapping[str, Any] | None = None,
+    say: Callable[[str], object] | None = None,
+) -> Proof:
+    """What `open_engine` would compile, to be asked about its kernels; where the backend can, without its device."""
+    kind = BACKENDS[backend]
+    given = {"device": device, "precision": precision, "options": plan, "say": say if kind.proof else None}
+    return _open(backend, kind.proof or kind.engine, path, shapes, given, digest, kind.proof is not None)
+
+
+def _open(
+    backend: str,
+    class_name: str,
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, Any],
+    digest: str | None,
+    rebuild: bool,
+) -> Any:
     kind = BACKENDS[backend]
     module = kind.load()
-    given = {"device": device, "threads": threads, "precision": precision}
     options = {name: value for name, value in given.items() if value is not None}
-    engine = getattr(module, kind.engine)
+    opened = getattr(module, class_name)
+    # Plans say themselves which version made them; others' blobs are found by it.
+    facts = () if kind.proof else (module.runtime_version(),)
+    more = {"rebuild": rebuild} if kind.proof else {}
+    keyed = [(name, value) for name, value in sorted(options.items()) if name != "say"]
     try:
         if digest is None or not kind.keeps_blobs or _data_bytes(path) > LIMIT // 2:
-            return engine(path, shapes, **options)
-        key = (backend, module.runtime_version(), sorted(options.items()), digest, sorted(shapes.items()))
-        with blob_folder(key) as folder:
-            return engine(path, shapes, cache=folder, **options)
+            return opened(path, shapes, **options, **more)
+        with blob_folder((backend, *facts, keyed, digest, sorted(shapes.items()))) as folder:
+            return opened(path, shapes, cache=folder, **options, **more)
     except RuntimeError as error:
         raise UserError(f"{backend} cannot compile {path.name}: {last_line(error)}") from error
 

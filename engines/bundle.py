@@ -83,6 +83,11 @@ class Bundle:
         return self
 
 
+def graph_digest(path: Path) -> str:
+    """Of the bytes of a graph and its weights, as `Pipeline` has it from a manifest."""
+    return sha256(path) + sha256(path.with_name(f"{path.name}.data"))
+
+
 def check_target(target: Path) -> None:
     """Raises UserError when something that is not a bundle stands where one is to be written, or none can be."""
     if target.exists() and not (target / MANIFEST).is_file():

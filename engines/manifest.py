@@ -52,6 +52,7 @@ def read_manifest(folder: Path) -> dict:
     sizes = manifest.get("sizes")
     fields |= {"step_sigmas": _are_falling} if "step_sigmas" in manifest else {}
     fields |= {"sizes.step_scales": _is_size} if isinstance(sizes, dict) and "step_scales" in sizes else {}
+    fields |= {name: good for name, good in _OPTIONAL.items() if name in manifest}
     faults = [name for name, is_good in fields.items() if not is_good(field(manifest, name))]
     if faults:
         raise UserError(f"{path} lacks or misstates {', '.join(faults)}; build the bundle again")
@@ -134,6 +135,22 @@ def _is_pretransform(value: object) -> bool:
     return all(_is_size(value["config"].get(name)) for name in needed)
 
 
+def _is_plan(value: object) -> bool:
+    """What PlanOptions takes: compute capabilities, bounds of the latents, bytes."""
+    if not isinstance(value, dict):
+        return False
+    lists = {name: value.get(name, []) for name in ("targets", "profile")}
+    counts = (value[name] for name in ("workspace", "weight_streaming") if name in value)
+    return (
+        value.keys() <= {"targets", "profile", "workspace", "weight_streaming"}
+        and all(isinstance(items, list) for items in lists.values())
+        and all(_is_text(target) for target in lists["targets"])
+        and len(lists["profile"]) in (0, 3)
+        and all(_is_size(latents) for latents in lists["profile"])
+        and all(_is_count(size) and size for size in counts)
+    )
+
+
 def _are_files(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(entry, dict) and _is_count(entry.get("bytes")) and _is_sha256(entry.get("sha256"))
@@ -183,6 +200,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     **{f"schedule.{name}": _is_number for name in ("cfg", "sigma_min", "sigma_max")},
 }
 
+_OPTIONAL: dict[str, Callable[[object], bool]] = {"trunk": _is_text, "plan": _is_plan}
 _TILING = {f"sizes.{name}": _is_size for name in ("tile_latents", "tile_overlap", "encoder_channels")}
 
 

@@ -33,7 +33,7 @@ class DataFile:
             return numpy_helper.from_array(array, name)
         offset = math.ceil(self._file.tell() / ALIGNMENT) * ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
-        self._file.write(array.data)
+        self._file.write(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.path.name), ("offset", offset), ("length", array.nbytes)):

@@ -142,6 +142,13 @@ def context_names(depth: int) -> list[str]:
     return [f"context_{kind}.{i}" for i in range(depth) for kind in ("k", "v")]
 
 
+def attention_names(path: Path) -> dict[str, str]:
+    """The Softmax nodes of a step graph -> the attention each is in, as a Linear's name would begin."""
+    nodes = [node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type == "Softmax"]
+    kinds = ("self_attn", "cross_attn")
+    return {node: f"transformer.layers.{i // 2}.{kinds[i % 2]}" for i, node in enumerate(nodes)}
+
+
 def export_topologies(model_config: Mapping, cache: Path) -> dict[str, onnx.ModelProto]:
     """All graphs of a model (see `graph_names`), weightless: every weight is a graph input of its checkpoint name.
 

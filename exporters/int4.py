@@ -7,6 +7,9 @@ that scale and the integers stay as they are. (The Transpose lets ONNX Runtime f
 
 memory: `DQ(int4 [in, out]) -> MatMul` by a float activation: 4 bits in RAM too, and the engine quantizes the activation
 by itself. Without a zero point: with one, OpenVINO would multiply in float.
+
+Where the integers stay as they are, TensorRT takes the Q for the DQ's undoing and fails over what is left. There every
+output channel has several equal scales, one for a block of inputs, and nothing is undone.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from ..engines import int4
+from ..engines.errors import UserError
 from .data_file import DataFile
 from .quantized import LARGEST, Float, Weight
 
@@ -37,9 +41,10 @@ class WeightNodes:
     output: str
 
 
-def weight_nodes(base: str, weight: Weight, data: DataFile, form: Form = "expanded") -> WeightNodes:
+def weight_nodes(base: str, weight: Weight, data: DataFile, form: Form = "expanded", block: int = 0) -> WeightNodes:
     """The nodes of `weight`, all named `<base>.<something>`; its bytes go to `data`. form: of 4-bit weights only.
 
+    block: `expanded` with a scale an output channel repeats it for every so many inputs; 0: it is there once.
     Raises ValueError for integers that do not fit its bits, and for 8 bits with a scale a group.
     """
     if np.abs(weight.integers.astype(np.int16)).max(initial=0) > LARGEST[weight.bits]:
@@ -48,7 +53,7 @@ def weight_nodes(base: str, weight: Weight, data: DataFile, form: Form = "expand
         if weight.scale.ndim != 1:
             raise ValueError(f"{base}: 8-bit weights have one scale an output channel")
         return _int8(base, weight, data)
-    return _expanded(base, weight, data) if form == "expanded" else _memory(base, weight, data)
+    return _expanded(base, weight, data, block) if form == "expanded" else _memory(base, weight, data)
 
 
 def expand(weight: Weight) -> tuple[NDArray[np.int8], Float]:
@@ -60,19 +65,31 @@ def expand(weight: Weight) -> tuple[NDArray[np.int8], Float]:
 
 
 def packed_bytes(
-    in_features: int, out_features: int, bits: int, group: int = 0, form: Form = "expanded"
+    in_features: int, out_features: int, bits: int, group: int = 0, form: Form = "expanded", block: int = 0
 ) -> tuple[int, ...]:
     """Bytes of the tensors of one MatMul's weight, in the order of `weight_nodes`: integers, scale, ...
 
-    group: input channels a scale, 0: one scale an output channel. Padding in the file is not in it.
+    group: input channels a scale, 0: one scale an output channel. block: as there. Padding in the file is not in it.
     """
     values, zero_points = in_features * out_features, out_features
     if bits == 8:
         return values, 4 * out_features, zero_points
+    if block and not group and form == "expanded":
+        group = block_of(in_features, block)
     scales = 4 * out_features * (in_features // (group or in_features))
     if form == "memory":
         return math.ceil(values / 2), scales
     return math.ceil(values / 2), scales, *([4 * out_features] if group else []), zero_points
+
+
+def block_of(in_features: int, most: int) -> int:
+    """The largest power of two in 16..most of which a width has two or more. Raises UserError when there is none."""
+    fitting = [size for size in (256, 128, 64, 32, 16) if size <= most and in_features % size == 0]
+    if (found := next((size for size in fitting if in_features // size > 1), None)) is None:
+        raise UserError(
+            f"{in_features} inputs have no two blocks of 16 to {most} for 4-bit weights: exclude the Linear"
+        )
+    return found
 
 
 def allow_int4(model: onnx.ModelProto) -> None:
@@ -99,12 +116,15 @@ def _int8(base: str, weight: Weight, data: DataFile) -> WeightNodes:
     return WeightNodes(initializers, [_dequantize(base, "scale")], f"{base}.dq")
 
 
-def _expanded(base: str, weight: Weight, data: DataFile) -> WeightNodes:
-    out_features = len(weight.integers)
-    initializers = [_int4(f"{base}.int4", weight.integers, data), data.add(f"{base}.scale", weight.scale)]
+def _expanded(base: str, weight: Weight, data: DataFile, block: int) -> WeightNodes:
+    out_features, in_features = weight.integers.shape
+    scale = weight.scale
+    if block and scale.ndim == 1:
+        scale = np.repeat(scale[:, None], in_features // block_of(in_features, block), axis=1)
+    initializers = [_int4(f"{base}.int4", weight.integers, data), data.add(f"{base}.scale", scale)]
     axis, c = {"axis": 0}, "scale"
-    if weight.scale.ndim == 2:
-        axis, c = {"axis": 1, "block_size": _group(weight)}, "int8_scale"
+    if scale.ndim == 2:
+        axis, c = {"axis": 1, "block_size": in_features // scale.shape[1]}, "int8_scale"
         initializers.append(data.add(f"{base}.{c}", expand(weight)[1]))
     initializers.append(data.add(f"{base}.zero_point", np.zeros(out_features, np.int8)))
     nodes = [

@@ -11,7 +11,7 @@ from .quantized import QuantizedLinear
 from .rewriting import Rewriting
 from .step_slots import Slot, StepSlots
 
-TYPES = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16}
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
 class Branch:

@@ -33,6 +33,7 @@ from .quantized import QuantizedLinear, Slot
 from .rewriting import Rewriting
 from .step_factors import StepFactors
 from .step_slots import StepSlots
+from .trunk import Trunk
 from .weight_nodes import StepWeights, dequantized
 
 
@@ -51,12 +52,13 @@ def write_graph(
     quantized: Mapping[str, QuantizedLinear] | None = None,
     dialect: Dialect = INT8,
     half: bool = False,
+    narrow: bool = False,
 ) -> Written:
     """Write `path` and `path + '.data'`, as the backend of `dialect` wants it.
 
     topology: a graph whose weights are inputs (see float_graphs). weights(name): the float array of an input.
     quantized: by Linear name; only those of this graph count, the others are ignored. half: store the other matrices
-    in FP16 (see half).
+    in FP16 (see half). narrow: this graph is the trunk, which runs in the dialect's type (see trunk).
     """
     model = onnx.ModelProto()
     model.CopyFrom(topology)
@@ -77,15 +79,17 @@ def write_graph(
             item for item in (quantized or {}).values() if item.linear.graph_name(_first(item)) in rewriting.matmuls
         ]
         _quantize(rewriting, here, slots, checked, dialect)
-        for name in names:
-            if name in rewriting.replaced:
-                continue
+        slots.finish(rewriting)
+        left = [name for name in names if name not in rewriting.replaced]
+        trunk = Trunk(rewriting, dialect.trunk, left) if narrow and dialect.trunk != "float32" else None
+        for name in left:
             weight = checked(name)
-            if half and is_matrix(name, weight.shape) and fits(weight):
+            if trunk is not None:
+                trunk.store(name, weight)
+            elif half and is_matrix(name, weight.shape) and fits(weight):
                 add_half(rewriting, name, weight)
             else:
                 rewriting.constant(name, weight)
-        slots.finish(rewriting)
         rewriting.finish()
     if any(tensor.data_type == onnx.TensorProto.INT4 for tensor in graph.initializer):
         allow_int4(model)
@@ -121,7 +125,7 @@ def _quantize(
             base = name.removesuffix(".weight")
             transpose, matmul = rewriting.matmuls[name]
             quantized = activations.quantize(x, item.activation, base)
-            weight = dequantized(rewriting, base, item.weight(part), form)
+            weight = dequantized(rewriting, base, item.weight(part), form, dialect.int4_block)
             if step_weights is not None:
                 weight = step_weights.requantized(part, base, weight)
             matmul.name, matmul.input[0], matmul.input[1] = base, quantized.tensor, weight

@@ -74,15 +74,28 @@ class Rewriting:
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
         return [node for node in self._nodes if tensor in node.input]
 
+    def rename(self, tensor: str, name: str) -> None:
+        """Give a node's output another name, for all who read it."""
+        maker = self._by_output[name] = self._by_output.pop(tensor)
+        maker.output[list(maker.output).index(tensor)] = name
+        for node in self.readers(tensor):
+            for i, read in enumerate(node.input):
+                if read == tensor:
+                    node.input[i] = name
+
     def finish(self) -> None:
         """Write the nodes back, each after all whose tensors it reads; otherwise they keep their order."""
+        nodes = self.in_order()
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+
+    def in_order(self) -> list[onnx.NodeProto]:
+        """The nodes as they are now, each after all whose tensors it reads."""
         index = {name: i for i, node in enumerate(self._nodes) for name in node.output}
         before = {
             i: sorted({index[name] for name in node.input if name in index}) for i, node in enumerate(self._nodes)
         }
-        order = graphlib.TopologicalSorter(before).static_order()
-        del self.graph.node[:]
-        self.graph.node.extend(self._nodes[i] for i in order)
+        return [self._nodes[i] for i in graphlib.TopologicalSorter(before).static_order()]
 
 
 def scalar(value: float) -> NDArray[np.float32]:

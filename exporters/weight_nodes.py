@@ -10,12 +10,13 @@ from .rewriting import Rewriting, scalar
 from .step_slots import StepSlots
 
 
-def dequantized(rewriting: Rewriting, base: str, weight: Weight, form: Form = "expanded") -> str:
+def dequantized(rewriting: Rewriting, base: str, weight: Weight, form: Form = "expanded", block: int = 0) -> str:
     """The nodes of one part's weight and the name of the dequantized weight [in, out].
 
-    base: the part's graph name without `.weight`; new tensors are `<base>.<what>`. form: of 4-bit weights, see int4.
+    base: the part's graph name without `.weight`; new tensors are `<base>.<what>`. form, block: of 4-bit
+    weights, see int4.
     """
-    made = weight_nodes(base, weight, rewriting.data, form)
+    made = weight_nodes(base, weight, rewriting.data, form, block)
     rewriting.graph.initializer.extend(made.initializers)
     for node in made.nodes:
         rewriting.add_node(node)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import Engine, choose_backend, open_engine
+from ..engines.base import BACKENDS, Engine, choose_backend, open_engine
 from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError, last_line
 from ..engines.manifest import SCALES, step_graphs
@@ -64,8 +64,9 @@ class Pipeline:
     a cat meows 1003 (2, 44100)
     """
 
-    def __init__(self, bundle: Bundle, device: str | None = None):
+    def __init__(self, bundle: Bundle, device: str | None = None, rebuild: bool = False):
         self.bundle = bundle
+        self._rebuild = rebuild
         self.sizes: dict[str, int] = bundle.manifest["sizes"]
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
@@ -74,12 +75,15 @@ class Pipeline:
         self._step_engines: dict[tuple[int, int], StepEngine] = {}
 
     @classmethod
-    def open(cls, bundle: str | os.PathLike[str] | None = None, device: str | None = None) -> Pipeline:
+    def open(
+        cls, bundle: str | os.PathLike[str] | None = None, device: str | None = None, rebuild: bool = False
+    ) -> Pipeline:
         """A bundle by folder (or what `build` returned) or name; without one the newest. Every byte is checked first.
 
+        rebuild: TensorRT plans of another version or GPU are built anew, which is refused otherwise.
         Raises UserError when there is none, or it is damaged or cannot run here.
         """
-        return cls(find_bundle(None if bundle is None else os.fspath(bundle)).verify(), device)
+        return cls(find_bundle(None if bundle is None else os.fspath(bundle)).verify(), device, rebuild)
 
     @property
     def sample_rate(self) -> int:
@@ -371,7 +375,19 @@ class Pipeline:
         shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch)[graph]
         files = self.bundle.manifest["files"]
         digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
-        return open_engine(self._backend, self.bundle.path(f"{graph}.onnx"), shapes, self._device, digest)
+        manifest = self.bundle.manifest
+        trunk, plan = manifest.get("trunk"), manifest.get("plan") or None
+        by_engine = trunk in BACKENDS[self._backend].engine_trunks and graph.partition("-")[0] == "step"
+        return open_engine(
+            self._backend,
+            self.bundle.path(f"{graph}.onnx"),
+            shapes,
+            self._device,
+            digest,
+            precision=trunk if by_engine else None,
+            plan=plan,
+            rebuild=self._rebuild,
+        )
 
     @cached_property
     def _scale_tables(self) -> list[ScaleTables]:

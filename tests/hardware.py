@@ -8,13 +8,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_trt.engines.cpu import lacks_vnni
+from dit_trt.engines.base import BACKENDS
+from dit_trt.engines.cpu import CPUINFO, lacks_vnni
 from dit_trt.tooling.simulate import SimulatedLinear
+
+CPU_BACKENDS = tuple(name for name, kind in BACKENDS.items() if kind.proof is None)  # they run here
 
 
 def saturates(backend: str) -> bool:
     """Whether `backend` adds int8 products in 16 bits here."""
     return backend == "openvino" and lacks_vnni()
+
+
+def has_amx_bf16() -> bool:
+    """Whether the CPU multiplies tiles of BF16."""
+    return CPUINFO.is_file() and "amx_bf16" in CPUINFO.read_text("utf-8").split()
 
 
 def exact_int8(backend: str) -> None:

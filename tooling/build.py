@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import BACKENDS, open_engine
-from ..engines.bundle import Bundle, bundles_folder, new_bundle
+from ..engines.base import BACKENDS, choose_trunk, open_proof
+from ..engines.bundle import Bundle, bundles_folder, graph_digest, new_bundle
 from ..engines.errors import UserError
 from ..engines.home import save_tensors
 from ..engines.manifest import write_manifest
+from ..engines.tensorrt_build import PlanOptions
 from ..exporters.checkpoint import Checkpoint
+from ..exporters.float_graphs import attention_names
 from ..exporters.linears import Linear
 from ..runtime.pipeline import Settings, graph_shapes
 from ..runtime.step_engine import cfg_halves
@@ -78,24 +80,30 @@ def build_bundle(
     say: Say = lambda message: None,
     device: str | None = None,
     allow_float: bool = False,
+    plan: PlanOptions | None = None,
 ) -> Built:
     """Build one bundle and prove it: every Linear asked for runs in int8, by the runtime's own account.
 
+    Where the trunk is in half precision and the backend fuses attention, every attention is fused, too.
+
     table: the calibration table (see calibrate); needed unless the method is `none`.
     device: whose kernels are looked at (default: the backend's CPU). allow_float: count lost Linears, do not refuse.
+    plan: of a TensorRT bundle.
     Raises UserError for a bad model or recipe, and when a Linear lost its int8 kernel. Nothing is left behind then.
     """
     chosen = recipe.chosen(checkpoint.linears)
+    trunk = trunk_of(recipe, backend)
+    plan_facts = {} if plan is None else plan.to_dict()
     if chosen and table is None:
         raise UserError(f"method {recipe.method} needs a calibration table")
     ranges = _quantized(checkpoint, recipe, table)
     calibration = table_facts(table) if table is not None and chosen else None
-    target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration, device)
+    target = target or bundles_folder() / bundle_name(checkpoint, recipe, backend, calibration, device, plan_facts)
     with new_bundle(target) as folder:
         if recipe.groups:
             say(f"{recipe.sqd_weights} keeps {recipe.groups} sets of step weights: the bundle grows with them")
         say(f"quantizing {len(chosen)} Linears" if chosen else "float weights, nothing quantized")
-        written = write_graphs(checkpoint, folder, ranges, say, BACKENDS[backend].dialect, recipe.halves)
+        written = write_graphs(checkpoint, folder, ranges, say, BACKENDS[backend].dialects[trunk], recipe.halves)
         sizes = bundle_sizes(checkpoint)
         if written.step_scales:
             sizes["step_scales"] = written.step_scales
@@ -104,11 +112,18 @@ def build_bundle(
         say(f"compiling with {backend}, reading back its kernels")
         settings = Settings.of_objective(checkpoint.sizes.objective)
         batch = cfg_halves(settings.cfg_scale, recipe.cfg_pair == "difference")
-        lost = lost_linears(folder, backend, sizes, chosen, device, written.step_sigmas, batch)
+        shapes = graph_shapes(sizes, step_sigmas=written.step_sigmas, batch=batch)
+        proven = prove(folder, backend, shapes, chosen, trunk, device, plan_facts, say)
+        lost = proven.lost
         if lost and not allow_float:
             raise UserError(
                 f"{len(lost)} of {len(chosen)} Linears do not run in int8 with {backend}: {', '.join(lost[:6])}; "
                 + _fix(recipe, chosen, lost, BACKENDS[backend].saturates(device))
+            )
+        if proven.unfused and not allow_float:
+            raise UserError(
+                f"{len(proven.unfused)} of {proven.attentions} attentions are not fused with {backend}: "
+                f"{', '.join(proven.unfused[:6])}; try another --trunk, or accept them with --allow-float-gemm"
             )
         if len(lost) < len(chosen) and BACKENDS[backend].saturates(device):
             say(
@@ -116,6 +131,9 @@ def build_bundle(
                 "less exact than --backend onnxruntime, and not faster than FP32"
             )
         facts = _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration)
+        facts |= {"trunk": trunk, "plan": plan_facts}
+        if proven.attentions:
+            facts |= {"attentions": proven.attentions, "fused_attentions": proven.attentions - len(proven.unfused)}
         if written.step_sigmas:
             facts["step_sigmas"] = written.step_sigmas
         write_manifest(folder, {**facts, "sizes": sizes})
@@ -129,48 +147,76 @@ def _quantized(checkpoint: Checkpoint, recipe: Recipe, table: Path | None) -> li
     return quantize_model(checkpoint, recipe, load_calibration(table, checkpoint, recipe.needs_rows))
 
 
+def trunk_of(recipe: Recipe, backend: str) -> str:
+    """The trunk of a recipe's step on a backend. Raises UserError when the backend has not got it."""
+    unasked = recipe.trunk == "auto" and recipe.method == "none"  # FP32 is FP32
+    return choose_trunk(backend, "fp32" if unasked else recipe.trunk)
+
+
 def bundle_name(
-    checkpoint: Checkpoint, recipe: Recipe, backend: str, calibration: dict | None, device: str | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    backend: str,
+    calibration: dict | None,
+    device: str | None = None,
+    plan: Mapping | None = None,
 ) -> str:
     """`<model>-<method>-<bits>-<backend>-<hash>`; the hash is of the recipe, the model and its calibration table.
 
-    A device other than the default is part of it: what is proven on one says nothing of another.
+    A device other than the default, or a plan's options, are part of it: what is proven of one says nothing of another.
     """
-    facts = [recipe.to_dict(), checkpoint.digest, calibration, *([] if device is None else [device.lower()])]
+    more = [*([] if device is None else [device.lower()]), *([plan] if plan else [])]
+    facts = [recipe.to_dict(), checkpoint.digest, calibration, *more]
     text = json.dumps(facts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{checkpoint.name}-{recipe.method}-{recipe.bits}-{backend}-{digest}"
 
 
-def lost_linears(
+@dataclass(frozen=True)
+class Proven:
+    """What compiled graphs say of themselves. lost: Linears of which any MatMul does not run as int8 x int8.
+
+    attentions: how many were to be fused; unfused: those that were not, as `transformer.layers.0.self_attn`.
+    """
+
+    lost: list[str]
+    attentions: int = 0
+    unfused: tuple[str, ...] = ()
+
+
+def prove(
     folder: Path,
     backend: str,
-    sizes: dict[str, int],
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
     chosen: Sequence[Linear],
+    trunk: str = "fp32",
     device: str | None = None,
-    step_sigmas: Sequence[float] = (),
-    batch: int = 2,
-) -> list[str]:
-    """Compile all graphs as a run would; names of the Linears of which any MatMul does not run as int8 x int8.
-
-    Where there are several step graphs, it has to in each.
-    """
+    plan: Mapping | None = None,
+    say: Say = lambda message: None,
+) -> Proven:
+    """Compile all graphs as a run would, one at a time, and ask them. With several step graphs all of them count."""
+    kind, attentions = BACKENDS[backend], 0
     lost: set[str] = set()
-    for graph, shapes in graph_shapes(sizes, step_sigmas=step_sigmas, batch=batch).items():
-        engine = open_engine(backend, folder / f"{graph}.onnx", shapes, device)
-        asked = [linear for linear in chosen if linear.graph == graph.partition("-")[0]]
-        if not asked:
-            del engine  # before the next is compiled beside it
-            continue
+    unfused: dict[str, None] = {}
+    for graph, inputs in shapes.items():
+        path, is_step = folder / f"{graph}.onnx", graph.partition("-")[0] == "step"
+        precision = trunk if is_step and trunk in kind.engine_trunks else None
+        digest = graph_digest(path) if kind.proof else None  # where the run uses what the build compiled
+        proof = open_proof(backend, path, inputs, device, digest, precision, plan or None, say)
+        asked = [linear for linear in chosen if linear.graph == ("step" if is_step else graph)]
+        softmaxes = attention_names(path) if is_step and trunk != "fp32" and hasattr(proof, "fused_nodes") else {}
         try:
-            found = engine.int8_matmuls()
+            found = proof.int8_matmuls() if asked else set()
+            fused = proof.fused_nodes() if softmaxes else set()  # type: ignore[attr-defined]
         except RuntimeError as error:
             raise UserError(f"{backend} does not tell its kernels of {graph}.onnx: {error}") from error
+        del proof  # before the next is compiled beside it
         for linear in asked:
             if any(linear.graph_name(part).removesuffix(".weight") not in found for part in linear.parts):
                 lost.add(linear.name)
-        del engine
-    return [linear.name for linear in chosen if linear.name in lost]
+        attentions = max(attentions, len(softmaxes))
+        unfused |= {name: None for node, name in softmaxes.items() if node not in fused}
+    return Proven([linear.name for linear in chosen if linear.name in lost], attentions, tuple(unfused))
 
 
 def _fix(recipe: Recipe, chosen: Sequence[Linear], lost: Sequence[str], saturates: bool) -> str:
@@ -206,6 +252,7 @@ def _manifest(
     calibration: dict | None,
 ) -> dict:
     in_int8 = {linear.name for linear in chosen} - set(lost)
+    told = layers(checkpoint.linears, recipe, BACKENDS[backend].dialect.int4_block)
     settings = Settings.of_objective(checkpoint.sizes.objective)
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -215,7 +262,7 @@ def _manifest(
         "calibration": calibration,
         "linears": len(chosen),
         "int8_linears": len(in_int8),
-        "layers": [{**asdict(layer), "int8": layer.name in in_int8} for layer in layers(checkpoint.linears, recipe)],
+        "layers": [{**asdict(layer), "int8": layer.name in in_int8} for layer in told],
         "model": {
             "name": checkpoint.name,
             "source": checkpoint.source,

@@ -31,13 +31,13 @@ class Layer:
     branch_bytes: int
 
 
-def layers(linears: Iterable[Linear], recipe: Recipe) -> list[Layer]:
-    """All Linears in order."""
-    return [_layer(linear, recipe) for linear in linears]
+def layers(linears: Iterable[Linear], recipe: Recipe, int4_block: int = 0) -> list[Layer]:
+    """All Linears in order. int4_block: of the backend's dialect."""
+    return [_layer(linear, recipe, int4_block) for linear in linears]
 
 
-def _layer(linear: Linear, recipe: Recipe) -> Layer:
-    parts, branch = weight_tensors(linear, recipe), branch_tensors(linear, recipe)
+def _layer(linear: Linear, recipe: Recipe, int4_block: int) -> Layer:
+    parts, branch = weight_tensors(linear, recipe, int4_block), branch_tensors(linear, recipe)
     copies = (recipe.groups or 1) if linear.graph == "step" else 1
     return Layer(
         linear.name,
@@ -52,8 +52,8 @@ def _layer(linear: Linear, recipe: Recipe) -> Layer:
     )
 
 
-def weight_tensors(linear: Linear, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """By part, the bytes of the tensors of its weight in one graph."""
+def weight_tensors(linear: Linear, recipe: Recipe, int4_block: int = 0) -> dict[str, tuple[int, ...]]:
+    """By part, the bytes of the tensors of its weight in one graph. int4_block: of the backend's dialect."""
     bits, width = recipe.bits_of(linear), linear.in_features
     if bits == "fp32":
         return {part: (4 * width * rows,) for part, rows in linear.parts.items()}
@@ -62,7 +62,8 @@ def weight_tensors(linear: Linear, recipe: Recipe) -> dict[str, tuple[int, ...]]
     group = group_of(width, recipe.group_size)
     form: Form = "memory" if recipe.w4 == "memory" else "expanded"
     return {
-        part: packed_bytes(width, rows, 4, 0 if group == width else group, form) for part, rows in linear.parts.items()
+        part: packed_bytes(width, rows, 4, 0 if group == width else group, form, int4_block)
+        for part, rows in linear.parts.items()
     }
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from safetensors.numpy import save
 
+from ..engines.base import INT8, Dialect
 from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.conditioners import Conditioning
@@ -44,6 +45,7 @@ _TOKEN, _TOKEN_TENSOR = 240, 1860
 _BRANCH, _BRANCH_TENSOR, _REQUANTIZED_BRANCH = 1400, 590, 700
 # Names in a file of scales: of every table, and of every slot.
 _TABLE_HEADER, _SLOT_HEADER = 125, 165
+_CASTS = 2400  # of a half-precision trunk, for every block
 _READERS = {source: kind for kind, (source, _) in SOURCES.items()}
 
 
@@ -55,7 +57,7 @@ class PartSizes:
     data_files: dict[str, int]
 
 
-def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
+def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int, dialect: Dialect = INT8) -> PartSizes:
     """steps: of the calibration; the scales of a step range are told for as many noise levels, at most 16."""
     chosen = recipe.chosen(checkpoint.linears)
     parts: dict[str, int] = {}
@@ -64,12 +66,17 @@ def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
     for kind, weights in graph_weights(checkpoint.config).items():
         here = [linear for linear in chosen if linear.graph == kind]
         slots = _Slots(checkpoint, recipe, here) if recipe.activation_range == "step" and kind == "step" else None
-        half = {n for n, shape in weights.items() if recipe.halves and kind in half_graphs and is_matrix(n, shape)}
-        tensors = list(_tensors(weights, here, recipe, slots, half))
+        narrow = kind == "step" and dialect.trunk != "float32"
+        halves = narrow or (recipe.halves and kind in half_graphs)
+        half = {n for n, shape in weights.items() if halves and is_matrix(n, shape)}
+        tensors = list(_tensors(weights, here, recipe, slots, half, dialect.int4_block))
         data = sum(ALIGNMENT * math.ceil(size / ALIGNMENT) for size in tensors if size >= INLINE)
         size = data + sum(size for size in tensors if size < INLINE) + _structure(checkpoint, recipe, kind, weights)
         replaced = {linear.graph_name(part) for linear in here for part in linear.parts}
-        size += sum(cast_node(name).ByteSize() + len(".half") + 3 for name in half - replaced)
+        if narrow:
+            size += _CASTS * checkpoint.sizes.dit.depth
+        else:
+            size += sum(cast_node(name).ByteSize() + len(".half") + 3 for name in half - replaced)
         lengths = [int(last - first) for first, last in pairwise(bounds)] if kind == "step" else [steps]
         for graph, length in zip(step_graphs(lengths[1:]) if kind == "step" else (kind,), lengths):
             data_files[graph] = data
@@ -81,11 +88,18 @@ def part_sizes(checkpoint: Checkpoint, recipe: Recipe, steps: int) -> PartSizes:
 
 
 def _tensors(
-    weights: dict[str, Shape], here: Sequence[Linear], recipe: Recipe, slots: _Slots | None, half: set[str]
+    weights: dict[str, Shape],
+    here: Sequence[Linear],
+    recipe: Recipe,
+    slots: _Slots | None,
+    half: set[str],
+    int4_block: int,
 ) -> Iterator[int]:
     """Bytes of every weight of a graph; half: those stored in 16 bits."""
     packed = {
-        linear.graph_name(part): sizes for linear in here for part, sizes in weight_tensors(linear, recipe).items()
+        linear.graph_name(part): sizes
+        for linear in here
+        for part, sizes in weight_tensors(linear, recipe, int4_block).items()
     }
     moved = set() if slots is None else slots.vectors.keys()
     for name, shape in weights.items():

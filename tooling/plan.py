@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engines.base import choose_backend
+from ..engines.base import BACKENDS, choose_backend
 from ..engines.bundle import bundles_folder, check_target
+from ..engines.tensorrt_build import PlanOptions
 from ..exporters.checkpoint import Checkpoint
-from .build import bundle_name
+from .build import bundle_name, trunk_of
 from .layers import Layer, layers
 from .part_sizes import part_sizes
 from .recipe import Recipe
@@ -56,12 +57,14 @@ def plan_build(
     calibration: CalibrationOptions,
     device: str | None = None,
     text_encoder: str | None = None,
+    options: PlanOptions | None = None,
 ) -> BuildPlan:
     """Check all that `workflow.build` checks before it begins, and foretell what it would write. Writes nothing.
 
     Raises UserError as the build would: for the model, the backend, the patterns, the output, the prompts.
     """
-    backend = choose_backend(backend, device)
+    backend = choose_backend(backend, device, to_build=True)
+    dialect = BACKENDS[backend].dialects[trunk_of(recipe, backend)]
     checkpoint = Checkpoint.open(model, text_encoder)
     if output is not None:
         check_target(output)
@@ -73,13 +76,15 @@ def plan_build(
             load_calibration(table.path, checkpoint, recipe.needs_rows)
             facts = table_facts(table.path)
     if output is None and (table is None or table.path is not None):
-        output = bundles_folder() / bundle_name(checkpoint, recipe, backend, facts, device)
+        output = bundles_folder() / bundle_name(
+            checkpoint, recipe, backend, facts, device, None if options is None else options.to_dict()
+        )
     steps = calibration.settings(checkpoint).steps
-    sizes = part_sizes(checkpoint, recipe, steps)
+    sizes = part_sizes(checkpoint, recipe, steps, dialect)
     return BuildPlan(
         recipe,
         backend,
-        layers(checkpoint.linears, recipe),
+        layers(checkpoint.linears, recipe, dialect.int4_block),
         sizes.parts,
         sizes.data_files,
         sum(part_sizes(checkpoint, Recipe("none"), steps).parts.values()),

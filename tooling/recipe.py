@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from math import gcd
 
+from ..engines.base import TRUNKS
 from ..engines.errors import UserError
 from ..exporters.linears import Linear
 
@@ -41,6 +42,8 @@ class Recipe:
     weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input channels that share a scale, 0
     for all of an output channel; rounding: `nearest` or `gptq`, which makes up for errors, those of a branch, too.
     decoder_bits: 16 stores the matrices of what runs once a clip in FP16: text encoder, embedders, decoder, encoder.
+    trunk: what the step computes in where it is not quantized, `fp32`, `bf16` or `fp16`, as far as the backend has it;
+    `auto`: as the backend does by default, and fp32 where nothing is quantized.
     """
 
     method: str = "sqs"
@@ -59,6 +62,7 @@ class Recipe:
     group_size: int = 64
     rounding: str = "nearest"
     decoder_bits: int = 16
+    trunk: str = "auto"
 
     def __post_init__(self) -> None:
         self._accept()
@@ -89,6 +93,7 @@ class Recipe:
             ("rounding", self.rounding, ROUNDINGS),
             ("lora_form", self.lora_form, LORA_FORMS),
             ("cfg_pair", self.cfg_pair, CFG_PAIRS),
+            ("trunk", self.trunk, TRUNKS),
         ):
             if value not in known:
                 yield f"unknown {name} {value!r} (one of: {', '.join(known)})"
@@ -116,7 +121,7 @@ class Recipe:
         changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.method == "none":
             whole = {"decoder_bits"} if self.decoder_bits == 32 else set()
-            if idle := changed - {"method", "bits"} - whole:
+            if idle := changed - {"method", "bits", "trunk"} - whole:
                 yield f"method none quantizes nothing: {', '.join(sorted(idle))} do not apply"
             return
         four = "w4a8" in (self.bits, *(bits for _, bits in self.bits_for))

@@ -60,6 +60,7 @@ KEYS = {
     "group_size": 'a whole number or "channel"',
     "rounding": "a string",
     "decoder_bits": "a whole number",
+    "trunk": "a string",
 }
 assert list(KEYS) == [field.name for field in fields(Recipe)]
 

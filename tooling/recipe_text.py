@@ -24,4 +24,6 @@ def options_of(recipe: Recipe) -> list[str]:
         found.append(f"4 bits in {recipe.w4}")
     if recipe.decoder_bits != Recipe.decoder_bits and recipe.method != "none":
         found.append("decoder in FP32")
+    if recipe.trunk != Recipe.trunk:
+        found.append(f"{recipe.trunk} trunk")
     return found + [f"{pattern} {bits}" for pattern, bits in recipe.bits_for]

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..calib_data.reader import choose_prompts, default_prompts, read_prompts
-from ..engines.base import choose_backend
+from ..engines.base import BACKENDS, choose_backend
 from ..engines.bundle import Bundle, check_target
 from ..engines.errors import UserError
 from ..engines.home import expanded, home, locked
+from ..engines.tensorrt_build import PlanOptions
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT
 from ..runtime.pipeline import Settings
-from .build import Built, build_bundle
+from .build import Built, build_bundle, trunk_of
 from .calibrate import Plan, calibrate
 from .quantize import check_groups
 from .recipe import Recipe
@@ -87,6 +88,7 @@ def build(
     device: str | None = None,
     allow_float: bool = False,
     text_encoder: str | None = None,
+    plan: PlanOptions | None = None,
 ) -> Built:
     """A recipe becomes a bundle; the model is calibrated first when the recipe needs it and no table is at hand.
 
@@ -99,11 +101,12 @@ def build(
 
     model: `demo`, a folder in stable-audio-tools' or diffusers' layout, a file of weights or a hub id; text_encoder: a
     folder or hub id, for models that are without theirs. output: the bundle's folder (default: in the home folder).
-    device, allow_float: see `build_bundle`.
+    device, allow_float, plan: see `build_bundle`.
     Raises UserError for whatever the user can mend; a bundle is whole or absent.
     """
     recipe = recipe or Recipe()
-    backend = choose_backend(backend, device)
+    backend = choose_backend(backend, device, to_build=True)
+    trunk_of(recipe, backend)  # refused before anything is done
     checkpoint = Checkpoint.open(model, text_encoder)
     output = None if output is None else Path(output)
     if output is not None:
@@ -111,7 +114,12 @@ def build(
     table = None
     if recipe.chosen(checkpoint.linears):
         table = calibration_table(checkpoint, backend, calibration or CalibrationOptions(), watch, say, recipe)
-    return build_bundle(checkpoint, recipe, backend, output, table, say, device, allow_float)
+    return build_bundle(checkpoint, recipe, backend, output, table, say, device, allow_float, plan)
+
+
+def reference_backend(backend: str) -> str:
+    """Whose FP32 a backend's bundles are calibrated on and compared with: its own, or that of one that runs here."""
+    return backend if BACKENDS[backend].proof is None else choose_backend("auto")
 
 
 def reference_bundle(checkpoint: Checkpoint, backend: str, say: Say = silent) -> Bundle:
@@ -192,7 +200,7 @@ def calibration_table(
         say(f"the calibration table at hand lacks {found.lacks}, which this recipe needs: it is made afresh and kept")
     plan = options.plan(checkpoint)
     fresh = options.recalibrate or (found.lacks is not None and plan.table.is_file())
-    reference = reference_bundle(checkpoint, backend, say)
+    reference = reference_bundle(checkpoint, reference_backend(backend), say)
     say(f"calibrating with {len(plan.prompts)} prompts x {plan.settings.steps} steps; Ctrl-C keeps what is done")
     with watch("calibrating", plan.calls) as done:
         return calibrate(checkpoint, reference, plan, foretelling(done, plan.calls, say), fresh)

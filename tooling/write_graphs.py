@@ -51,7 +51,8 @@ def write_graphs(
             say(f"writing {graph}.onnx")
             path = folder / f"{graph}.onnx"
             weights = folded_weights(checkpoint, one.smoothing)
-            written = write_graph(topology, path, weights, one.exported(), dialect, half and name in half_graphs)
+            halves, narrow = half and name in half_graphs, name == "step"
+            written = write_graph(topology, path, weights, one.exported(), dialect, halves, narrow)
             lint(path, dialect)
             if written.slots:
                 knots, logs = fit_knots(one.sigmas, one.tables)

@@ -67,7 +67,7 @@ def test_no_backend_at_all_names_what_to_install(without):
 
 
 def test_an_unknown_backend_names_those_there_are():
-    with pytest.raises(UserError, match=r"^unknown backend 'cuda' \(one of: auto, openvino, onnxruntime\)$"):
+    with pytest.raises(UserError, match=r"^unknown backend 'cuda' \(one of: auto, openvino, onnxruntime, tensorrt\)$"):
         choose_backend("cuda")
 
 

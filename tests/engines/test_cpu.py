@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardware import product, saturates, saturating
+from hardware import CPU_BACKENDS, product, saturates, saturating
 from int4_graphs import DELTA, NAME, write_linear
 from numpy.typing import NDArray
 
@@ -84,7 +84,7 @@ def engines_product(folder: Path, backend: str, x: NDArray, w: NDArray) -> NDArr
     return engine.run({"x": (x * DELTA).astype(np.float32)})["y"].T.astype(np.float64) / DELTA
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_large_products_of_one_sign_are_smaller_exactly_where_it_saturates(
     tmp_path: Path, backend: str, sign: int
@@ -97,7 +97,7 @@ def test_large_products_of_one_sign_are_smaller_exactly_where_it_saturates(
         np.testing.assert_allclose(found, exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("largest", [64, 127])
 def test_products_of_random_integers_are_those_of_the_formula(tmp_path: Path, backend: str, largest: int) -> None:
     """Weights of no more than 64 never saturate: 2 x 255 x 64 < 2^15."""

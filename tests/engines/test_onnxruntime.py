@@ -22,8 +22,8 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.onnxruntime import ONNXRuntimeEngine
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.runtime.pipeline import Pipeline, Settings
-from dit_trt.tooling.build import build_bundle, lost_linears
+from dit_trt.runtime.pipeline import Pipeline, Settings, graph_shapes
+from dit_trt.tooling.build import build_bundle, prove
 from dit_trt.tooling.recipe import Recipe
 
 PLANTED = "ignore:Specified provider"  # the test pretends that a provider is there
@@ -75,7 +75,8 @@ def test_nothing_of_a_float_bundle_runs_in_int8(floats, graph):
 
 def test_openvinos_dialect_would_be_lost_here(tiny, tiny_sqs):
     """Why the dialect exists: of int8 pairs that several Linears share, ONNX Runtime makes float products."""
-    lost = lost_linears(tiny_sqs.folder, "onnxruntime", tiny_sqs.manifest["sizes"], Checkpoint.open(str(tiny)).linears)
+    shapes = graph_shapes(tiny_sqs.manifest["sizes"])
+    lost = prove(tiny_sqs.folder, "onnxruntime", shapes, Checkpoint.open(str(tiny)).linears).lost
     assert {name.split(".", 3)[3] for name in lost} >= {"self_attn.to_qkv", "ff.ff.0.proj"}
 
 

@@ -23,6 +23,7 @@ from graphs import (
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.openvino import OpenVINOEngine
 from dit_trt.exporters.checkpoint import Checkpoint
+from dit_trt.runtime.pipeline import graph_shapes
 from dit_trt.tooling import build as building
 from dit_trt.tooling.recipe import Recipe
 
@@ -59,6 +60,10 @@ DAMAGES = {
 }
 
 
+def lost(folder, sizes, linears, step_sigmas=()):
+    return building.prove(folder, "openvino", graph_shapes(sizes, step_sigmas=step_sigmas), linears).lost
+
+
 @pytest.mark.parametrize(("damage", "matmul"), DAMAGES.values(), ids=DAMAGES)
 def test_a_matmul_that_lost_its_int8_is_not_counted(tiny, tiny_sqs, tmp_path, damage, matmul):
     folder = damaged_copy(tiny_sqs, tmp_path / "damaged", damage)
@@ -66,20 +71,20 @@ def test_a_matmul_that_lost_its_int8_is_not_counted(tiny, tiny_sqs, tmp_path, da
     assert engine.int8_matmuls() & matmul_names(folder / "step.onnx") == named(STEP_MATMULS) - {matmul}
     linears = Checkpoint.open(str(tiny)).linears
     sizes, expected = tiny_sqs.manifest["sizes"], [matmul.removeprefix("model.model.").removesuffix(".value")]
-    assert building.lost_linears(folder, "openvino", sizes, linears) == expected
+    assert lost(folder, sizes, linears) == expected
     for name in ("step.onnx", "step.onnx.data"):
         (folder / name).rename(folder / name.replace("step", "step-1"))
         shutil.copy(tiny_sqs.path(name), folder)
     replace_location(folder / "step-1.onnx", "step-1.onnx.data")
-    assert building.lost_linears(folder, "openvino", sizes, linears) == []
-    assert building.lost_linears(folder, "openvino", sizes, linears, step_sigmas=[9.0]) == expected, "in every graph"
+    assert lost(folder, sizes, linears) == []
+    assert lost(folder, sizes, linears, [9.0]) == expected, "in every graph"
 
 
 def test_no_linear_of_the_whole_bundle_is_lost(tiny, tiny_sqs, tiny_float):
     linears = Checkpoint.open(str(tiny)).linears
-    assert building.lost_linears(tiny_sqs.folder, "openvino", tiny_sqs.manifest["sizes"], linears) == []
+    assert lost(tiny_sqs.folder, tiny_sqs.manifest["sizes"], linears) == []
     names = [linear.name for linear in linears]
-    assert building.lost_linears(tiny_float.folder, "openvino", tiny_float.manifest["sizes"], linears) == names
+    assert lost(tiny_float.folder, tiny_float.manifest["sizes"], linears) == names
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from graphs import CONDITIONING_MATMULS, STEP_MATMULS, matmul_names, named
 from handmade import KINDS, PROMPT_INPUTS, Handmade, Row, handmade
-from hardware import exact_int8
+from hardware import CPU_BACKENDS, exact_int8
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -109,7 +109,7 @@ def agree(found: NDArray, expected: NDArray) -> bool:
 # -------------------- whole, in the engines
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("rank", [0, RANK])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_engines_velocity_is_the_formulas_and_all_of_it_is_int8(
@@ -148,7 +148,7 @@ MIXTURES = {
 }
 
 
-@pytest.mark.parametrize(("name", "backend"), list(zip(MIXTURES, itertools.cycle(BACKENDS))))
+@pytest.mark.parametrize(("name", "backend"), list(zip(MIXTURES, itertools.cycle(CPU_BACKENDS))))
 def test_any_kind_beside_any_other(run: Run, tiny_table: Calibration, tmp_path: Path, name: str, backend: str) -> None:
     kinds = MIXTURES[name]
     model = handmade(run.checkpoint, tiny_table.absmax, lambda linear: kinds.get(linear.kind), RANK, COARSE)

@@ -275,7 +275,7 @@ def test_a_damaged_model_is_named_and_nothing_left(model_copy, tmp_path, damage,
 
 
 @pytest.mark.parametrize(
-    "where", ["write_graphs.export_topologies", "write_graphs.lint", "build.lost_linears", "build.write_manifest"]
+    "where", ["write_graphs.export_topologies", "write_graphs.lint", "build.prove", "build.write_manifest"]
 )
 def test_ctrl_c_in_a_build_leaves_nothing(tiny, tiny_table, tmp_path, monkeypatch, where):
     def interrupt(*args, **kwargs):

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from commands import error_of, invoke, one_object
-from hardware import exact_int8
+from hardware import CPU_BACKENDS, exact_int8
 from onnx import numpy_helper
 from step_bundles import edited, manifest_of
 
-from dit_trt.engines.base import BACKENDS
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.manifest import write_manifest
@@ -27,7 +26,7 @@ SETTINGS = Settings(steps=4, cfg_scale=3.0)
 SQS = Recipe("sqs", decoder_bits=32)  # the simulation's float weights are the checkpoint's own
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_sound_engine_loses_next_to_nothing(
     tiny: Path, tiny_table_file: Path, tiny_float: Bundle, tmp_path: Path, backend: str
 ) -> None:

@@ -63,6 +63,7 @@ def bits_for(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 methods = _of_recipe(lambda recipe: recipe.METHODS)
 bits_names = _of_recipe(lambda recipe: recipe.BITS)
+trunks = _of_recipe(lambda recipe: recipe.TRUNKS)
 cfg_pairs = _of_recipe(lambda recipe: recipe.CFG_PAIRS)
 lora_forms = _of_recipe(lambda recipe: recipe.LORA_FORMS)
 w4_forms = _of_recipe(lambda recipe: recipe.W4)

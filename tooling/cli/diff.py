@@ -85,7 +85,7 @@ def command(
         reference = find_bundle(against).verify()
     else:
         from ...exporters.checkpoint import Checkpoint
-        from ..workflow import reference_bundle
+        from ..workflow import reference_backend, reference_bundle
 
         model = found.manifest["model"]
         checkpoint = Checkpoint.of_bundle(model)
@@ -93,7 +93,7 @@ def command(
             raise UserError(
                 f"the model at {model['source']} has changed since {found.folder.name} was built; build it again"
             )
-        reference = reference_bundle(checkpoint, found.backend, say)
+        reference = reference_bundle(checkpoint, reference_backend(found.backend), say)
     if simulate:
         from ..engine_loss import calibration_of
 

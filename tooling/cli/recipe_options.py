@@ -79,6 +79,7 @@ def recipe_options(function: F) -> F:
             help="These in w8a8, w4a8 or float.",
         ),
         one(what, "--decoder-bits", "16|32", 16, "Of what runs once a clip.", type=int),
+        one(what, "--trunk", "TYPE", "auto", "Of float work: fp32, bf16, fp16.", shell_complete=complete.trunks),
         one(how, "--alpha", "X|auto", 0.95, "Strength, 0..1 (eq. 3).", type=Alpha(), shell_complete=complete.alphas),
         how("--smoothing/--no-smoothing", "smooth", default=True, help="Move outliers into the weights."),
         how(

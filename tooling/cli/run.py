@@ -55,6 +55,7 @@ Examples:
     "--num-variations", type=click.IntRange(1, 1000), default=1, show_default=True, help="Clips of every prompt."
 )
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
+@click.option("--rebuild", is_flag=True, help="Build TensorRT plans of another version or GPU anew.")
 @click.option("--stop-after", metavar="N", type=click.IntRange(1), help="Benchmarks only: N steps and no sound.")
 @click.option(
     "--output",
@@ -79,6 +80,7 @@ def command(
     negative_prompt: str | None,
     num_variations: int,
     device: str | None,
+    rebuild: bool,
     stop_after: int | None,
     output: str | None,
 ) -> dict:
@@ -101,7 +103,7 @@ def command(
     if stop_after is None:
         _check_writable(paths[0].parent)
     start = None if init_audio is None else InitAudio.read(expanded(init_audio), init_noise_level)
-    pipeline = Pipeline.open(bundle, device)
+    pipeline = Pipeline.open(bundle, device, rebuild)
     with usage():
         settings = pipeline.settings(**chosen)
         pipeline.check_sampler(settings)

@@ -1,0 +1,237 @@
+"""TensorRT: an ONNX graph becomes a plan, which an NVIDIA GPU runs.
+
+A plan is a cache: what ships is the ONNX. It is built for one version of TensorRT and one GPU (TensorRT-RTX: for many),
+and deserializing one is running code, so that only those are opened which this user built on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cuda, tensorrt_api
+from .errors import UserError
+from .tensorrt_account import Product, attention_nodes, int8_nodes, products_of_inspector, products_of_plan
+from .tensorrt_build import PlanOptions, Say, build_plan, check_targets
+
+PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for compute capability 8.0 and later
+
+
+def unbuildable() -> str | None:
+    """Why no plan can be built here; None when one can: with TensorRT-RTX everywhere, else where there is a GPU."""
+    module, why = tensorrt_api.found()
+    if module is None:
+        return f"{why}: {tensorrt_api.INSTALL}"
+    return None if tensorrt_api.is_rtx() else _no_gpu()
+
+
+def unusable() -> str | None:
+    """Why nothing can run with it here."""
+    return unbuildable() or _no_gpu()
+
+
+def _no_gpu() -> str | None:
+    try:
+        return None if cuda.device_count() else "no NVIDIA GPU is there, or no driver for it"
+    except RuntimeError as error:
+        return str(error)
+
+
+def runtime_version() -> str:
+    return tensorrt_api.version()
+
+
+def check_device(device: str) -> None:
+    """Raises UserError, naming those there are, for a device that is not."""
+    _index(device)
+
+
+def _index(device: str) -> int:
+    """`cuda:1` -> 1"""
+    count = cuda.device_count()
+    known = [f"cuda:{i}" for i in range(count)]
+    name = device.lower()
+    name = "cuda:0" if name in ("cuda", "gpu") else name
+    if name not in known:
+        raise UserError(f"TensorRT has no device {device!r} here; available: {', '.join(known) or 'none'}")
+    return known.index(name)
+
+
+class StalePlanError(UserError):
+    """The plan at hand is another TensorRT's, or another GPU's."""
+
+
+class TensorRTPlan:
+    """The plan of one graph, kept from an earlier build or built now; `int8_matmuls` says what it multiplies.
+
+    cache: the folder that keeps it. rebuild: build it anew where the one there is another TensorRT's or GPU's, which is
+    a StalePlanError otherwise.
+    """
+
+    backend = "tensorrt"
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: str = "cuda:0",
+        cache: Path | None = None,
+        options: Mapping[str, Any] | None = None,
+        rebuild: bool = False,
+        say: Say = lambda message: None,
+    ):
+        self.options = PlanOptions.from_dict(options or {})
+        check_targets(self.options.targets)
+        self._device = device
+        target = "+".join(self.options.targets) or (PORTABLE if tensorrt_api.is_rtx() else self._gpu())
+        identity = f"{tensorrt_api.version()} for {target}"
+        self.plan = _kept(path.name, identity, cache, rebuild, lambda: build_plan(path, shapes, self.options, say))
+
+    def _gpu(self) -> str:
+        return f"sm{cuda.compute_capability(_index(self._device)).replace('.', '')}"
+
+    def products(self) -> list[Product]:
+        """Raises RuntimeError when the plan does not tell."""
+        if tensorrt_api.is_rtx():
+            found = products_of_plan(self.plan)
+        else:
+            trt = tensorrt_api.api()
+            inspector = self._deserialize().create_engine_inspector()
+            found = products_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        if not found:
+            raise RuntimeError(f"the plans of {tensorrt_api.version()} are in a form that is not known")
+        return found
+
+    def int8_matmuls(self) -> set[str]:
+        """Names of the ONNX MatMul nodes that the plan multiplies as int8 x int8."""
+        return int8_nodes(self.products())
+
+    def fused_nodes(self) -> set[str]:
+        """Names of the ONNX nodes that are part of a fused attention."""
+        return attention_nodes(self.products())
+
+    def _deserialize(self) -> Any:
+        trt, log = tensorrt_api.api(), tensorrt_api.log()
+        log.errors.clear()
+        cuda.use_device(_index(self._device))
+        self._runtime = trt.Runtime(log)  # outlives its engines
+        engine = self._runtime.deserialize_cuda_engine(self.plan)
+        if engine is None:
+            raise RuntimeError(log.take())
+        return engine
+
+
+def _kept(graph: str, identity: str, cache: Path | None, rebuild: bool, build: Callable[[], bytes]) -> bytes:
+    """The plan of that identity from the folder, where it is left after it was built."""
+    if cache is None:
+        return build()
+    file = cache / f"{identity.replace(' ', '-')}.plan"
+    if file.is_file():
+        return file.read_bytes()
+    others = sorted(path for path in cache.glob("*.plan"))
+    if others and not rebuild:
+        there = ", ".join(path.stem.replace("-for-", " for ") for path in others)
+        raise StalePlanError(
+            f"the plan of {graph} is one of {there}; here is {identity.replace(' ', '-').replace('-for-', ' for ')}: "
+            "build it anew with --rebuild"
+        )
+    plan = build()
+    for path in others:
+        path.unlink()
+    part = file.with_suffix(".part")
+    try:
+        part.write_bytes(plan)
+        part.replace(file)
+    except OSError:  # a full disk: it is built again the next time
+        part.unlink(missing_ok=True)
+    return plan
+
+
+class TensorRTEngine(TensorRTPlan):
+    """One plan on a GPU, with fixed shapes; its tensors stay on the device, and so does what was given before.
+
+    run(inputs) -> outputs, by name, float32 or int64 numpy arrays: only the inputs that are given are copied, then the
+    whole step is launched as one CUDA graph, on one stream. Not thread-safe.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], **options: Any):
+        super().__init__(path, shapes, **options)
+        trt = tensorrt_api.api()
+        self._engine = self._deserialize()
+        if self.options.weight_streaming is not None:
+            self._engine.weight_streaming_budget_v2 = self.options.weight_streaming
+        self._stream = cuda.Stream()
+        self._context = self._open()
+        self.inputs = {name: tuple(shape) for name, shape in shapes.items()}
+        self.outputs: list[str] = []
+        for i in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(i)
+            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
+                self.outputs.append(name)
+            elif not self._context.set_input_shape(name, self.inputs[name]):
+                raise RuntimeError(f"the plan does not take {name} as {self.inputs[name]}")
+        self._buffers: dict[str, cuda.Buffer] = {}
+        for name in (*self.inputs, *self.outputs):
+            dtype = trt.nptype(self._engine.get_tensor_dtype(name))
+            buffer = cuda.Buffer(tuple(self._context.get_tensor_shape(name)), dtype, self._stream)
+            self._buffers[name] = buffer
+            self._context.set_tensor_address(name, buffer.address)
+        self._bound: set[str] = set()
+        self._runs = 0
+        self._graph: cuda.Graph | None = None
+
+    def _open(self) -> Any:
+        """An execution context. TensorRT-RTX, which compiles its kernels here, captures its CUDA graph by itself."""
+        trt, log = tensorrt_api.api(), tensorrt_api.log()
+        self._captures = not hasattr(trt, "CudaGraphStrategy")
+        if self._captures:
+            context = self._engine.create_execution_context()
+        else:
+            config = self._engine.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = self._engine.create_execution_context(config)
+        if context is None:
+            raise RuntimeError(log.take())
+        return context
+
+    def bind(self, name: str, array: NDArray) -> None:
+        """Queue the copy of `array` into the engine's input `name`, where it stays until bound again.
+
+        Raises ValueError for another shape than the engine's: numpy would repeat the array to fit.
+        """
+        if array.shape != self.inputs[name]:
+            raise ValueError(f"{name} has shape {array.shape}, the engine takes {self.inputs[name]}")
+        buffer = self._buffers[name]
+        buffer.host[...] = array
+        buffer.upload()
+        self._bound.add(name)
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        for name, array in inputs.items():
+            self.bind(name, array)
+        if missing := self.inputs.keys() - self._bound:
+            raise ValueError(f"inputs never given: {', '.join(sorted(missing))}")
+        self._execute()
+        for name in self.outputs:
+            self._buffers[name].download()
+        self._stream.wait()
+        return {name: np.array(self._buffers[name].host) for name in self.outputs}
+
+    def _execute(self) -> None:
+        """The first run sets up what must not be captured; the second is captured; from then on that is launched."""
+        if self._graph is None and self._captures and self._runs == 1:
+            self._stream.wait()
+            self._graph = self._stream.capture(self._enqueue)
+        self._runs += 1
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise RuntimeError(tensorrt_api.log().take())
