@@ -26,11 +26,13 @@ class Rewriting:
     """The nodes of `graph`, those taken out and those put in. Tensors are named by whoever makes them.
 
     matmuls: see `matmuls_by_weight`. replaced: weights of the weightless graph that something else now stands for.
+    added: tensors that new nodes make.
     """
 
     def __init__(self, graph: onnx.GraphProto, data: DataFile):
         self.graph, self.data = graph, data
         self.replaced: set[str] = set()
+        self.added: set[str] = set()
         self._nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
         self._by_output = {name: node for node in self._nodes for name in node.output}
         self.matmuls = {
@@ -57,13 +59,13 @@ class Rewriting:
     def add(self, op: str, inputs: list[str], output: str, **attributes: int) -> str:
         """A new node, named as its only output, which is returned."""
         node = helper.make_node(op, inputs, [output], output, None, None, None, **attributes)
-        self._nodes.append(node)
-        self._by_output[output] = node
+        self.add_node(node)
         return output
 
     def add_node(self, node: onnx.NodeProto) -> None:
         self._nodes.append(node)
         self._by_output.update(dict.fromkeys(node.output, node))
+        self.added.update(node.output)
 
     def remove(self, node: onnx.NodeProto) -> None:
         self._nodes = [other for other in self._nodes if other is not node]

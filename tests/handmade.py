@@ -93,7 +93,9 @@ class Handmade:
         weights = folded_weights(self.checkpoint, self.smoothing)
         folder.mkdir(parents=True, exist_ok=True)
         return {
-            name: write_graph(topologies[name], folder / f"{name}.onnx", weights, self.quantized(), dialect)
+            name: write_graph(
+                topologies[name], folder / f"{name}.onnx", weights, self.quantized(), dialect, narrow=name == "step"
+            )
             for name in graphs
         }
 
