@@ -181,6 +181,7 @@ def _usable(name: str, to_build: bool) -> str:
     if name not in BACKENDS:
         raise UserError(f"unknown backend {name!r} (one of: auto, {', '.join(BACKENDS)})")
     backend = BACKENDS[name]
+    to_build = to_build and backend.proof is not None
     reason = backend.unbuildable() if to_build else backend.unusable()
     if reason is not None:
         raise UserError(f"the backend {name} cannot {'build' if to_build else 'run'} here: {reason}")

@@ -47,7 +47,16 @@ def test_an_option_of_build_is_a_line_under_its_heading(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = invoke("build", "--help").stdout.split("\n\n")
     sections = {text.splitlines()[0]: text.splitlines()[1:] for text in shown if "\n  -" in text}
-    headings = ["Build", "Recipe", "Smoothing and ranges", "Low-rank branch", "4-bit weights", "Calibration", "Other"]
+    headings = [
+        "Build",
+        "Recipe",
+        "Smoothing and ranges",
+        "Low-rank branch",
+        "4-bit weights",
+        "TensorRT",
+        "Calibration",
+        "Other",
+    ]
     assert [*sections] == [f"{heading}:" for heading in headings]
     assert all(line.startswith("  -") for lines in sections.values() for line in lines)
     assert [line.split()[0] for line in sections["4-bit weights:"]] == ["--w4", "--group-size", "--rounding"]

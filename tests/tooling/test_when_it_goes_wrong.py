@@ -93,6 +93,13 @@ class Desk:
         save_file({"knots": torch.zeros(1)}, self.bundle / name)
         write_manifest(self.bundle, {**manifest, "sizes": {**manifest["sizes"], "step_scales": 7}})
 
+    def of_backend(self, name: str) -> str:
+        """What running the bundle says that claims to be for this backend."""
+        self.monkeypatch.setattr("dit_trt.engines.cuda.device_count", lambda: 0)
+        manifest = json.loads((self.bundle / MANIFEST).read_text())
+        write_manifest(self.bundle, {**manifest, "backend": name})
+        return self.run("rain")
+
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
         Path("home/bundles/one/step.onnx").unlink()
@@ -138,6 +145,15 @@ CASES: dict[str, Callable[[Desk], str]] = {
         d.monkeypatch.setattr("dit_trt.engines.base.find_spec", lambda name: None)
         or d.build("--backend", "onnxruntime", code=2)
     ),
+    "the backend tensorrt cannot run here: …": lambda d: d.of_backend("tensorrt"),
+    "the backend … has no trunk …": lambda d: d.build("--backend", "onnxruntime", "--trunk", "bf16"),
+    "--profile … is not MIN,OPT,MAX, as in 64,216,1024": lambda d: d.build(
+        "--backend", "tensorrt", "--profile", "64", code=2
+    ),
+    "--profile, --target, --workspace-mb and --weight-streaming-mb are not for …": lambda d: d.build(
+        "--backend", "openvino", "--target", "sm80", code=2
+    ),
+    "… has no target …; …": lambda d: d.build("--backend", "tensorrt", "--target", "sm1", code=2),
     "this command needs the package …": lambda d: (
         d.fail("export_topologies", ModuleNotFoundError("No module named 'onnx'", name="onnx"))
         or d.build("--method", "none")

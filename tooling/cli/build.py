@@ -63,12 +63,10 @@ tensorrt = partial(click.option, cls=GroupedOption, group="TensorRT")
 @option("--allow-float-gemm", is_flag=True, help="Accept Linears that do not run in int8.")
 @option("--dry-run", is_flag=True, help="Tell what each Linear would cost and write nothing.")
 @recipe_options
-@tensorrt("--profile", metavar="MIN,OPT,MAX", help="Latents that one plan runs (default: the model's own length).")
-@tensorrt("--target", multiple=True, metavar="SM", help="Compute capabilities, as sm89 (default: TensorRT's own).")
-@tensorrt(
-    "--workspace-mb", metavar="N", type=click.IntRange(1), help="Most that one kernel may use beside its tensors."
-)
-@tensorrt("--weight-streaming-mb", metavar="N", type=click.IntRange(1), help="Weights that stay on the device.")
+@tensorrt("--profile", metavar="MIN,OPT,MAX", help="Latents one plan runs (default: the longest).")
+@tensorrt("--target", multiple=True, metavar="SM", help="Compute capabilities, as sm89.")
+@tensorrt("--workspace-mb", metavar="N", type=click.IntRange(1), help="Scratch memory of one kernel.")
+@tensorrt("--weight-streaming-mb", metavar="N", type=click.IntRange(1), help="Weights kept on the device.")
 @calibration("--prompts", metavar="FILE", shell_complete=files, help="One prompt a line, or an AudioCaps CSV.")
 @calibration("--num-prompts", metavar="N", type=click.IntRange(1), help="How many calibrate (default: 50).")
 @calibration("--prompt-seed", metavar="N", default=0, show_default=True, help="Which, if there are more.")

@@ -92,7 +92,7 @@ def _facts(bundle: Bundle) -> list[str]:
         f"linears      {manifest['linears']} asked for, {manifest['int8_linears']} in int8",
         f"model        {model['name']} ({model['digest'][:12]}, from {model['source']})",
         f"licence      {(model['licence'].strip() or 'none given').splitlines()[0]}",
-        f"backend      {manifest['backend']}",
+        f"backend      {manifest['backend']}{_trunk(manifest)}",
         f"calibration  {calibrated}",
         f"schedule     {schedule['steps']} steps, {schedule['sampler']}, cfg {schedule['cfg']:g}, {sigmas}",
         f"versions     {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}",
@@ -100,6 +100,16 @@ def _facts(bundle: Bundle) -> list[str]:
         f"files        {megabytes(bundle.size_bytes)}, every byte matches the manifest",
         f"folder       {bundle.folder}",
     ]
+
+
+def _trunk(manifest: dict) -> str:
+    """What the backend's line says of a trunk that is not FP32, and of a TensorRT plan."""
+    trunk, plan = manifest.get("trunk", "fp32"), manifest.get("plan") or {}
+    words = [] if trunk == "fp32" else [f"{trunk} trunk"]
+    if "attentions" in manifest:
+        words.append(f"{manifest['fused_attentions']} of {manifest['attentions']} attentions fused")
+    words += [f"{name} {value}" for name, value in plan.items()]
+    return "".join(f", {word}" for word in words)
 
 
 def _table(rows: list[dict], every: bool) -> list[tuple]:
