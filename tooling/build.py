@@ -224,11 +224,13 @@ def _fix(recipe: Recipe, chosen: Sequence[Linear], lost: Sequence[str], saturate
     of_memory = recipe.w4 == "memory" and all(
         recipe.bits_of(linear) == "w4a8" for linear in chosen if linear.name in lost
     )
-    if of_memory and saturates:
-        return (
-            "this CPU has no VNNI, which --w4 memory needs there: take --w4 expanded, another backend, "
-            "or accept them with --allow-float-gemm"
+    if of_memory:
+        why = (
+            "this CPU has no VNNI, which --w4 memory needs there"
+            if saturates
+            else "activations are not quantized beside weights that stay in 4 bits there"
         )
+        return f"{why}: take --w4 expanded, another backend, or accept them with --allow-float-gemm"
     return "exclude them with --exclude, choose another backend, or accept them with --allow-float-gemm"
 
 
