@@ -23,12 +23,24 @@ from dit_trt.exporters.float_graphs import ConditioningGraph, export_topologies
 from dit_trt.exporters.linears import DIT_PREFIX, Linear
 from dit_trt.exporters.qdq import Written, write_graph
 from dit_trt.exporters.quantized import Activation, LowRank, QuantizedLinear, Slot, Weight
+from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.tooling.build import bundle_sizes
 from dit_trt.tooling.smoothing import Smoothing, fold, smoothing_factor, smoothing_factors
 from dit_trt.tooling.write_graphs import folded_weights
 
 Float = NDArray[np.float32]
 PROMPT_INPUTS = ("prompt_embeds", "seconds_start", "seconds_total", "keep", "t")
 KINDS = ("static", "step", "token", "requantize")
+
+
+def random_prompt(checkpoint: Checkpoint, random: np.random.Generator) -> dict[str, NDArray]:
+    """What the conditioning graph reads, for one step: its PROMPT_INPUTS."""
+    shape = graph_shapes(bundle_sizes(checkpoint), 1)["conditioning"]["prompt_embeds"]
+    values = (
+        random.standard_normal(shape).astype(np.float32),
+        *(np.zeros(2, np.float32), np.float32([0.7, 0.7]), np.float32([1, 0]), np.float32([0.6])),
+    )
+    return dict(zip(PROMPT_INPUTS, values))
 
 
 @dataclass

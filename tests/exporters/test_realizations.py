@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 from graphs import CONDITIONING_MATMULS, STEP_MATMULS, matmul_names, named
-from handmade import KINDS, PROMPT_INPUTS, Handmade, Row, handmade
+from handmade import KINDS, Handmade, Row, handmade, random_prompt
 from hardware import CPU_BACKENDS, exact_int8
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -61,14 +61,7 @@ class Run:
 def run(tiny: Path) -> Run:
     checkpoint = Checkpoint.open(str(tiny))
     shapes, random = graph_shapes(bundle_sizes(checkpoint), 1), np.random.default_rng(0)
-    prompt = {
-        "prompt_embeds": random.standard_normal(shapes["conditioning"]["prompt_embeds"]).astype(np.float32),
-        "seconds_start": np.zeros(2, np.float32),
-        "seconds_total": np.float32([0.7, 0.7]),
-        "keep": np.float32([1, 0]),
-        "t": np.float32([0.6]),
-    }
-    assert tuple(prompt) == PROMPT_INPUTS
+    prompt = random_prompt(checkpoint, random)
     return Run(checkpoint, prompt, random.standard_normal(shapes["step"]["x"]).astype(np.float32))
 
 

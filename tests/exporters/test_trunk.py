@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from handmade import KINDS, PROMPT_INPUTS, Handmade, handmade
+from handmade import KINDS, Handmade, handmade, random_prompt
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
@@ -58,14 +58,7 @@ def inputs_of(model: Handmade, folder: Path) -> dict[str, NDArray]:
     sizes, random = bundle_sizes(model.checkpoint), np.random.default_rng(0)
     shapes = graph_shapes(sizes, 1)
     written = model.write(folder / "inputs", Dialect())
-    prompt = {
-        "prompt_embeds": random.standard_normal(shapes["conditioning"]["prompt_embeds"]).astype(np.float32),
-        "seconds_start": np.zeros(2, np.float32),
-        "seconds_total": np.float32([0.7, 0.7]),
-        "keep": np.float32([1, 0]),
-        "t": np.float32([0.6]),
-    }
-    assert tuple(prompt) == PROMPT_INPUTS
+    prompt = random_prompt(model.checkpoint, random)
     session = onnxruntime.InferenceSession(folder / "inputs" / "conditioning.onnx", providers=["CPUExecutionProvider"])
     made = dict(zip([output.name for output in session.get_outputs()], session.run(None, prompt)))
     made["time_embed"] = made["time_embed"][0]
