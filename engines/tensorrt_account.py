@@ -16,11 +16,15 @@ INT8, LOW = "int8", ("half", "bf16", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Product:
-    """One kernel. kind: `gemm` or `attention`; operands: types of what it reads first; nodes: ONNX nodes in it."""
+    """One kernel. kind: `gemm` or `attention`; operands: types of what it reads first; nodes: ONNX nodes in it.
+
+    result: the type of what it writes; of an int8 product these are its sums, which `half` cannot hold.
+    """
 
     kind: str
     operands: tuple[str, ...]
     nodes: tuple[str, ...]
+    result: str = "?"
 
     @property
     def is_int8(self) -> bool:
@@ -37,29 +41,32 @@ def attention_nodes(products: list[Product]) -> set[str]:
     return {node for product in products if product.kind == "attention" for node in product.nodes}
 
 
-_TENSOR = re.compile(r'tensor=\{[^\n]*?name="([^"]+)"[^\n]*?type=(\w+)')
-# Fused attention is a generated function, `_gemm_mha_v2` among others.
-_KERNEL = re.compile(r'^\s*(fully_connected|function)=\{ ?name="?(\S+?)"? ([^\n]*)', re.MULTILINE)
-_INPUTS = re.compile(r"\binput(?:_args)?=\{([^}]*)\}")
+# Of bytes, each with a word in front that is found fast: most of a plan is weights.
+_TENSOR = re.compile(rb'tensor=\{[^\n]*?name="([^"]+)"[^\n]*?type=(\w+)')
+_GEMM = re.compile(rb'fully_connected=\{ ?name="?(\S+?)"? ([^\n]*)')
+_FUNCTION = re.compile(rb'function=\{ ?name="?(\S+?)"? ([^\n]*)')  # generated; `_gemm_mha_v2` is a fused attention
+_INPUTS = re.compile(rb"\binput(?:_args)?=\{([^}]*)\}")
+_OUTPUTS = re.compile(rb"\boutput(?:_args)?=\{([^}]*)\}")
 _NODES = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 def products_of_plan(plan: bytes) -> list[Product]:
     """From the text of a TensorRT-RTX plan. An empty list says that the format is another."""
-    text = plan.decode("latin1")
-    types = dict(_TENSOR.findall(text))
+    types = {name: kind.decode().lower() for name, kind in _TENSOR.findall(plan)}
 
-    def kernels() -> Iterator[Product]:
-        for kind, name, rest in _KERNEL.findall(text):
-            if kind == "function" and "mha" not in name:
-                continue
-            inputs = _INPUTS.search(rest)
-            read = re.findall(r'"([^"]+)"', inputs[1]) if inputs else []
-            operands = tuple(types.get(tensor, "?").lower() for tensor in read)
-            nodes = tuple(dict.fromkeys(_NODES.findall(rest)))
-            yield Product("attention" if kind == "function" else "gemm", operands, nodes)
+    def of_tensors(found: re.Match[bytes] | None) -> tuple[str, ...]:
+        return () if found is None else tuple(types.get(name, "?") for name in re.findall(rb'"([^"]+)"', found[1]))
 
-    return list(kernels())
+    def kernels(kind: str, pattern: re.Pattern[bytes], named: bytes = b"") -> Iterator[tuple[int, Product]]:
+        for found in pattern.finditer(plan):
+            begins = plan[found.start() - 1 : found.start()].isspace()  # not the end of a longer word
+            if begins and named in found[1]:
+                operands, results = of_tensors(_INPUTS.search(found[2])), of_tensors(_OUTPUTS.search(found[2]))
+                nodes = tuple(dict.fromkeys(_NODES.findall(found[2].decode("latin1"))))
+                yield found.start(), Product(kind, operands, nodes, results[0] if results else "?")
+
+    found = [*kernels("gemm", _GEMM), *kernels("attention", _FUNCTION, b"mha")]
+    return [product for _, product in sorted(found, key=lambda item: item[0])]
 
 
 def products_of_inspector(text: str) -> list[Product]:
@@ -70,11 +77,12 @@ def products_of_inspector(text: str) -> list[Product]:
             return []
         name = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
         operands = tuple(_type_of(tensor) for tensor in layer.get("Inputs", []))
-        nodes = tuple(_NODES.findall(layer.get("Metadata", "")))
-        if "mha" in name or "attention" in name:
-            found.append(Product("attention", operands, nodes))
-        elif re.search("gemm|matrixmultiply|fully_connected|matmul", name):
-            found.append(Product("gemm", operands, nodes))
+        results = [_type_of(tensor) for tensor in layer.get("Outputs", [])]
+        nodes = tuple(dict.fromkeys(_NODES.findall(layer.get("Metadata", ""))))
+        is_attention = "mha" in name or "attention" in name
+        if is_attention or re.search("gemm|matrixmultiply|fully_connected|matmul", name):
+            kind = "attention" if is_attention else "gemm"
+            found.append(Product(kind, operands, nodes, results[0] if results else "?"))
     return found
 
 

@@ -15,6 +15,7 @@ from .lint_int4 import int4_weights
 
 FORBIDDEN = ("MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger", "QLinearConv")
 SPLITS = ("Split", "Slice", "Gather")
+SHAPES = ("Reshape", "Transpose")
 SMALLEST = 16  # a GEMM with fewer input or output channels is slower quantized
 
 
@@ -48,7 +49,7 @@ def lint_faults(model: onnx.ModelProto, folder: Path, dialect: Dialect = INT8) -
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         return numpy_helper.to_array(tensor)
 
-    int4 = int4_weights(model, read)
+    int4 = int4_weights(model, read, dialect)
     faults += int4.faults
     initializers |= int4.weights
     rescaled = _rescaled_weights(graph, initializers, consumers)
@@ -124,11 +125,31 @@ def _dequantize_faults(
         other = producers.get(reader.input[1 - side])
         if other is None or other.op_type != "DequantizeLinear":
             faults.append(f"{reader.name}: only one of its inputs is quantized")
-        for after in consumers.get(reader.output[0], []):
-            if after.op_type in SPLITS:
-                faults.append(f"{reader.name}: goes straight into {after.op_type} and would fall to float")
+        for cut in _cuts(reader.output[0], consumers, initializers):
+            faults.append(f"{reader.name}: goes straight into {cut.op_type} and would fall to float")
     if weight is not None and (axis := next((a.i for a in node.attribute if a.name == "axis"), 1)) != 1:
         faults.append(f"{node.name}: its axis is {axis}, weights [in, out] have a scale per output, axis 1")
     if weight is not None and min(weight.dims) < SMALLEST:
         faults.append(f"{node.name}: {list(weight.dims)} is too small to be worth int8")
     return faults
+
+
+def _cuts(
+    product: str,
+    consumers: dict[str, list[onnx.NodeProto]],
+    initializers: dict[str, onnx.TensorProto],
+    splits: tuple[str, ...] = SPLITS,
+) -> list[onnx.NodeProto]:
+    """What cuts a product into parts with nothing but a bias in between: a builder would cut its weight instead.
+
+    Behind a Reshape only a Gather is meant, which takes queries, keys or values; RoPE slices within a head.
+    """
+    found = []
+    for node in consumers.get(product, []):
+        if node.op_type in splits:
+            found.append(node)
+        elif node.op_type == "Add" and any(name in initializers for name in node.input):
+            found += _cuts(node.output[0], consumers, initializers, splits)
+        elif node.op_type in SHAPES:
+            found += _cuts(node.output[0], consumers, initializers, ("Gather",))
+    return found

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from ..engines.base import Dialect
 from .int4 import OPSET
 
 
@@ -25,7 +26,7 @@ class Int4:
     checked: set[str] = field(default_factory=set)
 
 
-def int4_weights(model: onnx.ModelProto, read: Callable[[str], NDArray | None]) -> Int4:
+def int4_weights(model: onnx.ModelProto, read: Callable[[str], NDArray | None], dialect: Dialect) -> Int4:
     """Follow every 4-bit initializer to its product. read: the array of an initializer, None for any other name."""
     found = Int4()
     tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT4}
@@ -48,7 +49,7 @@ def int4_weights(model: onnx.ModelProto, read: Callable[[str], NDArray | None]) 
             if [reader.op_type for reader in readers] == ["MatMul"]:
                 found.faults += _memory_faults(node, readers[0], producers)
             else:
-                _follow(node, readers, consumers, tensor, read, found)
+                _follow(node, readers, consumers, tensor, read, found, bool(dialect.int4_block))
     return found
 
 
@@ -79,7 +80,9 @@ def _memory_faults(node: NodeProto, product: NodeProto, producers: dict[str, Nod
         faults.append(f"{node.name}: weights [in, out] have blocks along axis 0 and output channels along axis 1")
     before = producers.get(product.input[0])
     if before is not None and before.op_type == "DequantizeLinear":
-        faults.append(f"{product.name}: an int8 activation by a 4-bit weight would be a float product")
+        faults.append(
+            f"{product.name}: an int8 activation by a bare 4-bit weight would be a float product, or a wrong one"
+        )
     return faults
 
 
@@ -90,8 +93,12 @@ def _follow(
     tensor: TensorProto,
     read: Callable[[str], NDArray | None],
     found: Int4,
+    in_blocks: bool,
 ) -> None:
-    """`Transpose -> QuantizeLinear` of an `expanded` weight; the DQ after it is the other lint's, as of any weight."""
+    """`Transpose -> QuantizeLinear` of an `expanded` weight; the DQ after it is the other lint's, as of any weight.
+
+    in_blocks: the Q must not be the inverse of the DQ (see Dialect.int4_block).
+    """
     chain = [node]
     for op in ("Transpose", "QuantizeLinear"):
         if [reader.op_type for reader in readers] != [op]:
@@ -108,6 +115,10 @@ def _follow(
     scale, axis = read(quantize.input[1]), _integer(quantize, "axis", 1)
     if scale is None or list(scale.shape) != [tensor.dims[0]] or axis != 1:
         found.faults.append(f"{quantize.name}: weights [in, out] have a scale per output, axis 1")
+    elif in_blocks and (first := read(node.input[1])) is not None and np.array_equal(first.ravel(), scale):
+        found.faults.append(
+            f"{quantize.name}: undoes {node.name}, whose scales it has: TensorRT builds nothing of that"
+        )
     if [reader.op_type for reader in readers] != ["DequantizeLinear"]:
         found.faults.append(f"{quantize.name}: is not followed by exactly one DequantizeLinear")
 

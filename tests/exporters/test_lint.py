@@ -18,7 +18,7 @@ def initializer(name, array):
 
 
 def good():
-    """x -> Q -> DQ -> MatMul(DQ(int8 W)) -> + bias -> Split, as the exporter writes a Linear."""
+    """x -> Q -> DQ -> MatMul(DQ(int8 W)) -> + bias -> * factor -> Split."""
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["x_q"], name="fc.x_q"),
@@ -26,7 +26,8 @@ def good():
         helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_dq"], name="fc.w_dq", axis=1),
         helper.make_node("MatMul", ["x_dq", "w_dq"], ["product"], name="fc"),
         helper.make_node("Add", ["product", "bias"], ["sum"], name="plus"),
-        helper.make_node("Split", ["sum"], ["y", "z"], name="halves", axis=2, num_outputs=2),
+        helper.make_node("Mul", ["sum", "factor"], ["scaled"], name="times"),
+        helper.make_node("Split", ["scaled"], ["y", "z"], name="halves", axis=2, num_outputs=2),
     ]
     initializers = [
         initializer("x_scale", np.float32(0.01)),
@@ -35,6 +36,7 @@ def good():
         initializer("w_scale", np.full(N, 0.02, np.float32)),
         initializer("w_zero", np.zeros(N, np.int8)),
         initializer("bias", rng.standard_normal(N).astype(np.float32)),
+        initializer("factor", np.float32(1.5)),
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, K])]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, N // 2]) for name in ("y", "z")]
@@ -130,6 +132,24 @@ def straight_into(kind):
     return damage
 
 
+def behind(kind, *between):
+    """The product goes through these nodes into one of the kind."""
+
+    def damage(model):
+        model.graph.node.remove(node(model, "halves"))
+        last = "product"
+        for i, op in enumerate(between):
+            operand = "bias" if op == "Add" else "x" if op == "Sum of two" else "sizes"
+            made = helper.make_node(
+                {"Sum of two": "Add"}.get(op, op), [last, operand][: 1 if op == "Transpose" else 2], [f"t{i}"]
+            )
+            model.graph.node.append(made)
+            last = f"t{i}"
+        model.graph.node.append(helper.make_node(kind, [last, "at"], ["part"], name="parted"))
+
+    return damage
+
+
 def forbidden(kind):
     return lambda model: model.graph.node.append(helper.make_node(kind, ["x", "x"], ["other"], name="int"))
 
@@ -217,6 +237,19 @@ BROKEN = {  # what is done to the good graph -> all the faults this makes
         f"straight into {kind}": (straight_into(kind), [f"fc: goes straight into {kind} and would fall to float"])
         for kind in ("Split", "Slice", "Gather")
     },
+    **{
+        f"through {', '.join(between)} into {kind}": (
+            behind(kind, *between),
+            [f"fc: goes straight into {kind} and would fall to float"],
+        )
+        for kind, *between in (
+            ("Split", "Add"),
+            ("Slice", "Add"),
+            ("Gather", "Add"),
+            ("Gather", "Reshape", "Transpose"),
+            ("Gather", "Add", "Reshape", "Transpose"),
+        )
+    },
     **{kind: (forbidden(kind), [f"int: {kind} is not portable"]) for kind in FORBIDDEN},
 }
 
@@ -226,6 +259,14 @@ def test_a_broken_rule_is_named_with_its_node(tmp_path, damage, expected):
     model = good()
     damage(model)
     assert sorted(faults(model, tmp_path)) == sorted(expected)
+
+
+@pytest.mark.parametrize("path", [("Slice", "Reshape", "Transpose"), ("Split", "Reshape"), ("Split", "Sum of two")])
+def test_what_cuts_a_head_or_a_sum_passes(tmp_path, path):
+    """RoPE slices within a head; a sum of two products cannot be cut in a weight."""
+    model = good()
+    behind(*path)(model)
+    assert faults(model, tmp_path) == []
 
 
 def test_each_dialect_has_its_zero_point(tmp_path):
