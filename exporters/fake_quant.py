@@ -147,6 +147,8 @@ class _Importer:
             raise UserError(f"{self._source}: {name} has no scale an output channel, but along its inputs")
         x, x_scale = self._activation(matmul, name)
         imported = self._found.setdefault(linear.name, Imported())
+        if part in imported.scale:
+            raise UserError(f"{self._source}: two products read {name}; every Linear is called once")
         x = self._smoothed(x, linear, part, imported)
         imported.scale[part] = x_scale
         matmul.input[0] = self._activations.quantize(x, Activation("static", x_scale), base).tensor
@@ -163,11 +165,13 @@ class _Importer:
         value = self._constant(name)
         if value is None:
             raise UserError(f"{self._source}: a product of two computed tensors is quantized ({name}); leave it float")
+        axis = _axis(dequantize, scale)
+        if value.ndim != 2 or (scale.ndim and scale.shape != value.shape[axis : axis + 1]):
+            raise UserError(f"{self._source}: the scales of {name} {list(value.shape)} are not one an output channel")
         if quantize is None:
             if value.dtype != np.int8:
                 raise UserError(f"{self._source}: {name} is stored as {value.dtype}, not as int8")
             return name, value, scale
-        axis = _axis(dequantize, scale)
         along = scale.reshape([-1 if i == axis else 1 for i in range(value.ndim)]) if scale.ndim else scale
         rounded = np.rint(value.astype(np.float32) / along)
         return name, np.clip(rounded, -128, 127).astype(np.int8), scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -118,6 +117,7 @@ def _modelopt() -> ModuleType:
     """modelopt.torch.quantization. It needs requests and huggingface_hub too, which its own metadata do not tell."""
     try:
         with quiet():
-            return import_module("modelopt.torch.quantization")
+            import modelopt.torch.quantization as mtq
     except ImportError as error:
         raise UserError(f'nvidia-modelopt cannot be imported ({error}): pip install -e ".[modelopt]"') from None
+    return mtq
