@@ -159,7 +159,7 @@ class _Importer:
         """Name, integers as the graph has them, scale [] or [out]."""
         quantize = self._maker(dequantize.input[0])
         name = dequantize.input[0] if quantize is None else quantize.input[0]
-        scale, zero = self._parameters(dequantize, name)
+        scale, zero = self._parameters(dequantize, quantize, name)
         if zero.any() or zero.dtype != np.int8:
             raise UserError(f"{self._source}: {name} is not quantized symmetrically to int8")
         value = self._constant(name)
@@ -182,20 +182,27 @@ class _Importer:
         quantize = None if dequantize is None else self._maker(dequantize.input[0])
         if dequantize is None or quantize is None or (dequantize.op_type, quantize.op_type) != QDQ[::-1]:
             raise UserError(f"{self._source}: the weight {name} is quantized, its input is not: W8A8 needs both")
-        scale, zero = self._parameters(dequantize, name)
+        scale, zero = self._parameters(dequantize, quantize, name)
         if scale.size != 1 or not np.isfinite(scale).all() or not (scale > 0).all():
             raise UserError(f"{self._source}: the input of {name} has no one positive scale a tensor")
         symmetric = np.array(128 if zero.dtype == np.uint8 else 0)
         if zero.dtype not in (np.int8, np.uint8) or (zero != symmetric).any():
             raise UserError(f"{self._source}: the input of {name} is not quantized symmetrically to 8 bits")
-        return quantize.input[0], float(scale.reshape(-1)[0])
+        return quantize.input[0], float(scale)
 
-    def _parameters(self, node: NodeProto, name: str) -> tuple[Float, NDArray]:
-        scale = self._constant(node.input[1])
-        zero = self._constant(node.input[2]) if len(node.input) > 2 else np.array(np.int8(0))
-        if scale is None or zero is None:
-            raise UserError(f"{self._source}: the quantization of {name} has a scale that is computed")
-        return scale.astype(np.float32), zero
+    def _parameters(self, dequantize: NodeProto, quantize: NodeProto | None, name: str) -> tuple[Float, NDArray]:
+        """Scale, [] where it is one number, and zero point of a DQ, which are those of its Q where it has one."""
+        found = []
+        for node in (dequantize, quantize or dequantize):
+            scale = self._constant(node.input[1])
+            zero = self._constant(node.input[2]) if len(node.input) > 2 else np.array(np.int8(0))
+            if scale is None or zero is None:
+                raise UserError(f"{self._source}: the quantization of {name} has a scale that is computed")
+            found.append((scale.astype(np.float32).reshape(() if scale.size == 1 else scale.shape), zero))
+        (scale, zero), (of_q, zero_of_q) = found
+        if not np.array_equal(scale, of_q) or not np.array_equal(zero, zero_of_q):
+            raise UserError(f"{self._source}: {name} is dequantized by another scale than it is quantized by")
+        return scale, zero
 
     def _smoothed(self, x: str, linear: Linear, part: str, imported: Imported) -> str:
         """x, or x * pre_quant_scale: one node for all parts that multiply the same x by the same."""
@@ -217,7 +224,8 @@ class _Importer:
         return self._rewriting.add("DequantizeLinear", names, f"{base}.dq", axis=1)
 
     def _linear(self, name: str) -> tuple[Linear, str]:
-        """The part of a Linear that a weight is, by its name with any prefix."""
+        """The part of a Linear that a weight is, by its name with any prefix, and ONNX Runtime's suffix of integers."""
+        name = name.removesuffix("_quantized")
         for own, found in self._parts.items():
             suffix = own.removeprefix(DIT_PREFIX)
             if name == suffix or name.endswith(f".{suffix}"):

@@ -27,7 +27,8 @@ from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling import modelopt
 from dit_trt.tooling.modelopt import Source, build_modelopt
 from dit_trt.tooling.modelopt_step import arguments, export_step, input_names, quantize_step, step_linears
-from dit_trt.tooling.peers import Call, calibration_calls
+from dit_trt.tooling.peers import Call, calibration_calls, plain_graph
+from dit_trt.tooling.peers import step_linears as named_parts
 from peers import require
 
 ALGORITHMS = ["smoothquant", "svdquant"]
@@ -158,6 +159,34 @@ def test_the_engine_is_modelopts_model_in_int8(
         assert distance(exact.run(call)["velocity"], expected) > 0.03
 
 
+def test_weights_that_are_stored_as_integers(tiny_float: Bundle, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """[in, out] without a Transpose, int8 with a DQ: what ONNX-level quantizers write, modelopt.onnx's among them."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    calls = iter(calibration_calls(Pipeline(tiny_float), ["rain"], SETTINGS, 2))
+    call = next(calls)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict | None:
+            return next(({**call} for call in calls), None)
+
+    linears = step_linears(checkpoint)
+    plain, source, target = (tmp_path / f"{name}.onnx" for name in ("plain", "source", "step"))
+    quantize_static(
+        plain_graph(tiny_float.path("step.onnx"), plain),
+        source,
+        Reader(),
+        op_types_to_quantize=["MatMul"],
+        nodes_to_quantize=[part for parts in named_parts(linears).values() for part in parts],
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+    )
+    found = import_step(source, target, linears, input_names(call), BACKENDS["onnxruntime"].dialect)
+    assert found.keys() == {linear.name for linear in linears}
+    np.testing.assert_array_equal(plainly(target, call), plainly(source, call))
+
+
 # -------------------- a bundle like any other
 
 
@@ -286,6 +315,12 @@ def zero_points(graph: onnx.GraphProto) -> None:
             return
 
 
+def another_scale(graph: onnx.GraphProto) -> None:
+    node = next(node for node in graph.node if node.op_type == "DequantizeLinear" and "input_quantizer" in node.name)
+    graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    node.input[1] = "half"
+
+
 def attention_too(graph: onnx.GraphProto) -> None:
     """Softmax's output quantized, as modelopt's attention quantizers do."""
     softmax = next(node for node in graph.node if node.op_type == "Softmax")
@@ -318,6 +353,7 @@ def foreign_node(graph: onnx.GraphProto) -> None:
         (renamed_weight("cross_attn.to_q", "transformer.layers.0.self_attn.to_out"), "two products read dit.transf"),
         (resized(128, 64), "is .64, 128., not of this model"),
         (resized(64, 128), "the scales of dit.transformer.layers.0.cross_attn.to_q.weight .64, 128. are not one an"),
+        (another_scale, "is dequantized by another scale than it is quantized by"),
         (zero_points, "is not quantized symmetrically to 8 bits"),
         (attention_too, "a_dq quantizes what no Linear of a block reads"),
         (fixed_shape, "x has a fixed shape; export it with dynamic_axes"),
