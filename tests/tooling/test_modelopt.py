@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def quantized(
     checkpoint: Checkpoint, tiny_float: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Quantized]:
     require("modelopt.torch.quantization")
-    calls = calibration_calls(Pipeline(tiny_float), ["dog barking", "rain"], SETTINGS, 4)
+    calls = calibration_calls(Pipeline(tiny_float), ["dog barking", "rain"], SETTINGS, 2)
     folder = tmp_path_factory.mktemp("modelopt")
     made: dict[str, Quantized] = {}
 
@@ -68,7 +68,7 @@ def quantized(
                 if "svdquant_lora" in name:
                     factor.copy_(factor.half().float())
             export_step(step, calls[0], folder / f"{algorithm}.onnx")
-            facts = {"prompts": [], "settings": {}, "calls": 4}
+            facts = {"prompts": ["dog barking", "rain"], "settings": asdict(SETTINGS), "calls": 2}
             source = Source(folder / f"{algorithm}.onnx", f"modelopt-{algorithm}", {}, facts, calls)
             made[algorithm] = Quantized(step, source)
         return made[algorithm]
@@ -204,6 +204,7 @@ def test_the_bundle_runs_and_is_compared(bundle: Callable[[str, str], Bundle], t
     assert "modelopt-svdquant (smoothing static, activation range static), w8a8" in shown
     assert "exclude cross_attn.to_kv" in shown
     assert "12 asked for, 12 in int8" in shown
+    assert "2 prompts x 6 steps" in shown
     layers = one_object(invoke("inspect", folder, "--json").stdout)["layers"]
     assert {layer["branch_bytes"] > 0 for layer in layers if layer["int8"]} == {True}
 
