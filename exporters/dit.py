@@ -187,11 +187,12 @@ class LayerNorm(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
+        self.dim = dim  # a traced x.shape would not be a constant, which torch's older exporter needs
         self.gamma = nn.Parameter(torch.ones(dim))
         self.register_buffer("beta", torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.gamma, self.beta)
+        return F.layer_norm(x, (self.dim,), self.gamma, self.beta)
 
 
 def rotate_half(x: Tensor) -> Tensor:

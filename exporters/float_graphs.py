@@ -271,7 +271,7 @@ def _export(module: nn.Module, args: tuple, inputs: list[str], outputs: list[str
     split_fused(module)
     module.eval().requires_grad_(False)
     weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    with _quiet():
+    with quiet():
         exported = torch.export.export(
             _Functional(module),
             (weights, *args),
@@ -307,7 +307,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter talks on stdout, through warnings and through logging; a command's output is not the place."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -20,6 +20,7 @@ INSTALL = {
     "stable_audio_tools": "pip install --no-deps stable-audio-tools==0.0.19; pip install einops einops-exts",
     "k_diffusion": "pip install --no-deps k-diffusion==0.1.1.post1; pip install pillow tqdm",
     "diffusers": "pip install diffusers",
+    "modelopt": 'pip install -e ".[modelopt]"',
 }
 
 # What stable-audio-tools imports at module level and our tests do not call.

@@ -10,7 +10,11 @@ from readme import ROOT
 
 PAGE = (ROOT / "docs" / "packages.md").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-IMPORT_NAMES = {"scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}  # where they differ by more than - and _
+IMPORT_NAMES = {  # where they differ by more than - and _
+    "scikit-learn": "sklearn",
+    "onnxruntime-gpu": "onnxruntime",
+    "nvidia-modelopt": "modelopt",
+}
 # Needed by what they are installed for, or run as commands; their rows say where they are named, not where imported.
 NOT_IMPORTED = {
     "onnxscript",
@@ -20,6 +24,7 @@ NOT_IMPORTED = {
     "tqdm",
     "diffusers",
     "transformers",
+    "requests",
     "ruff",
     "mypy",
     "build",

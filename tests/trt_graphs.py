@@ -110,7 +110,7 @@ def linear(outputs: int = N, batch: tuple[int, ...] = (2,)) -> ModelProto:
 
 
 def int4(model: ModelProto, blocks: int = 1, undone: bool = False) -> None:
-    """The weight becomes 4 bits in two levels. blocks: scales an output channel; undone: all of them are the Q's own."""
+    """The weight becomes 4 bits in two levels. blocks: scales an output channel; undone: all are the Q's own."""
     random, outputs = np.random.default_rng(1), len(array(model, "w_zero"))
     own = random.uniform(0.01, 0.02, (outputs, 1)).astype(np.float32)
     scales = np.repeat(own, blocks, axis=1)

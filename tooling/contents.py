@@ -9,6 +9,20 @@ from safetensors.numpy import load_file
 
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from .recipe import METHODS, Recipe
+
+
+def has_recipe(bundle: Bundle) -> bool:
+    """Whether one of our recipes made it; False when another quantizer did (see tooling/modelopt)."""
+    return bundle.manifest["recipe"]["method"] in METHODS
+
+
+def bundle_recipe(bundle: Bundle) -> Recipe:
+    """The recipe that made a bundle. Raises UserError when another quantizer did."""
+    if not has_recipe(bundle):
+        made_by = bundle.manifest["recipe"]["method"]
+        raise UserError(f"{bundle.folder.name} was made by {made_by}, not by a recipe of dit-trt build")
+    return Recipe.from_dict(bundle.manifest["recipe"])
 
 
 def bundle_parts(bundle: Bundle) -> dict[str, int]:

@@ -14,9 +14,9 @@ from ..engines.errors import UserError
 from ..engines.home import home, sha256
 from ..exporters.checkpoint import Checkpoint
 from ..runtime.pipeline import Pipeline, Settings
+from .contents import bundle_recipe
 from .fidelity import Forced, compare_velocities, trajectory
 from .quantize import quantize_model
-from .recipe import Recipe
 from .simulate import SimulatedModel, SimulatedPipeline
 from .tables import load_calibration, shipped_table
 
@@ -47,7 +47,7 @@ def engine_loss(
 
     Raises UserError when the calibration table that the bundle was built with is no longer here.
     """
-    recipe = Recipe.from_dict(bundle.manifest["recipe"])
+    recipe = bundle_recipe(bundle)
     table = calibration_of(bundle, checkpoint)
     ranges = quantize_model(checkpoint, recipe, load_calibration(table, checkpoint, recipe.needs_rows))
     exact, engine = Pipeline(reference), Pipeline(bundle)
@@ -68,7 +68,11 @@ def engine_loss(
 
 
 def calibration_of(bundle: Bundle, checkpoint: Checkpoint) -> Path:
-    """The very table that a bundle was built with: shipped with the checkpoint, or in the cache."""
+    """The very table that a bundle was built with: shipped with the checkpoint, or in the cache.
+
+    Raises UserError when it is gone, and for a bundle that was not built with one of our recipes.
+    """
+    bundle_recipe(bundle)
     wanted = (bundle.manifest["calibration"] or {}).get("sha256")
     shipped = shipped_table(checkpoint)
     kept = [*([shipped] if shipped else []), *sorted((home() / "calibration").glob("*/table.safetensors"))]

@@ -170,6 +170,20 @@ def conditioning_module(checkpoint: Checkpoint, dit: DiffusionTransformer) -> Co
     return ConditioningGraph(dit, conditioner)
 
 
+def step_module(checkpoint: Checkpoint, dit: DiffusionTransformer) -> StepGraph:
+    """The step graph in torch, of a checkpoint and its DiT."""
+    step = StepGraph(dit, checkpoint.sizes.max_latents)
+    for name in ("cos", "sin"):
+        step.rope.register_buffer(name, torch.from_numpy(checkpoint.tensor(f"rope.{name}")))
+    return step.eval()
+
+
+def float_dit(checkpoint: Checkpoint) -> DiffusionTransformer:
+    dit = DiffusionTransformer(checkpoint.sizes.dit)
+    _load(dit, DIT_PREFIX, checkpoint)
+    return dit
+
+
 class SimulatedModel:
     """The conditioning and step graphs of a checkpoint, in torch, with simulated Linears."""
 
@@ -183,12 +197,9 @@ class SimulatedModel:
         self._ranges, self._bounds = list(ranges), range_bounds(ranges)
         self._tables: list[dict[str, Tensor]] = [{} for _ in ranges]
         self._steps = [
-            StepGraph(_simulated(checkpoint, one, "step", tables, simulated), checkpoint.sizes.max_latents)
+            step_module(checkpoint, _simulated(checkpoint, one, "step", tables, simulated))
             for one, tables in zip(ranges, self._tables)
         ]
-        for step in self._steps:
-            for name in ("cos", "sin"):
-                step.rope.register_buffer(name, torch.from_numpy(checkpoint.tensor(f"rope.{name}")))
 
     @torch.inference_mode()
     def conditioning(self, inputs: Mapping[str, NDArray]) -> dict[str, Float]:
@@ -222,8 +233,7 @@ def _at(sigma: float, sigmas: NDArray[np.float64], table: Float) -> Tensor:
 def _simulated(
     checkpoint: Checkpoint, one: QuantizedRange, graph: str, tables: Mapping[str, Tensor], simulated: Simulated
 ) -> DiffusionTransformer:
-    dit = DiffusionTransformer(checkpoint.sizes.dit)
-    _load(dit, DIT_PREFIX, checkpoint)
+    dit = float_dit(checkpoint)
     for item in one.linears.values():
         if item.linear.graph == graph:
             parent, _, name = item.linear.name.rpartition(".")

@@ -1,6 +1,6 @@
 """Every graph that TensorRT's builder turns down or silently multiplies otherwise: the lint says so first, by name.
 
-What the builder does is shown, too, so that a rule without a reason, or a newer TensorRT that needs it no more, is seen.
+What the builder does is shown, too, so that a rule which a newer TensorRT needs no more is seen.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def test_no_plan(tmp_path: Path, damage: Damage, expected: list[str], reason: st
 
 
 def test_bare_int4_blocks_become_one_product(tmp_path: Path) -> None:
-    """A scale for every 64 inputs cannot be taken out of a sum over 128: yet that is what the plan does, and no error."""
+    """A scale for every 64 inputs cannot be taken out of a sum over 128: yet that is what the plan does, silently."""
     model = linear(batch=())
     bare_int4(model, 64)
     assert faults(model, tmp_path) == [BARE]

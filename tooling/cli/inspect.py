@@ -35,8 +35,7 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
     manifest's sha256.
     """
     from ...engines.bundle import find_bundle
-    from ..contents import bundle_layers, bundle_parts, papers_count
-    from ..recipe import Recipe
+    from ..contents import bundle_layers, bundle_parts, bundle_recipe, papers_count
     from ..recipe_file import recipe_toml
 
     if recipe and click.get_current_context().params["as_json"]:
@@ -46,7 +45,7 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
     try:
         rows = bundle_layers(found)
         if recipe:
-            show(recipe_toml(Recipe.from_dict(found.manifest["recipe"])).rstrip())
+            show(recipe_toml(bundle_recipe(found)).rstrip())
         else:
             facts, table = _facts(found), _table(rows, every=layers)
             show("\n".join(facts) + "\n")
@@ -69,15 +68,16 @@ def command(bundle: str | None, layers: bool, recipe: bool) -> dict:
 
 def _facts(bundle: Bundle) -> list[str]:
     from ...runtime.settings import Settings
-    from ..recipe import Recipe
+    from ..contents import bundle_recipe, has_recipe
     from ..recipe_text import options_of
 
     manifest = bundle.manifest
     recipe, model, calibration, schedule = (manifest[key] for key in ("recipe", "model", "calibration", "schedule"))
     axes = f"smoothing {recipe['smoothing']}, activation range {recipe['activation_range']}"
-    alpha = f", alpha {recipe['alpha']}" if recipe["smoothing"] != "none" else ""
+    alpha = f", alpha {recipe['alpha']}" if has_recipe(bundle) and recipe["smoothing"] != "none" else ""
     chosen = [f"{key} {', '.join(recipe[key])}" for key in ("include", "exclude") if recipe[key] not in (["*"], [])]
-    if options := options_of(Recipe.from_dict(recipe)):
+    others = [f"{key} {value}" for key, value in recipe.get("algorithm", {}).items()]  # another quantizer's
+    if options := options_of(bundle_recipe(bundle)) if has_recipe(bundle) else others:
         chosen.insert(0, ", ".join(options))
     calibrated = "none"
     if calibration is not None:
