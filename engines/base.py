@@ -262,7 +262,8 @@ def _open(
     try:
         if digest is None or not kind.keeps_blobs or _data_bytes(path) > LIMIT // 2:
             return opened(path, shapes, **options, **more)
-        with blob_folder((backend, *facts, keyed, digest, sorted(shapes.items()))) as folder:
+        keyed_shapes = module.plan_shapes(path, shapes, options.get("options")) if kind.proof else shapes
+        with blob_folder((backend, *facts, keyed, digest, sorted(keyed_shapes.items()))) as folder:
             return opened(path, shapes, cache=folder, **options, **more)
     except RuntimeError as error:
         raise UserError(f"{backend} cannot compile {path.name}: {last_line(error)}") from error

@@ -7,6 +7,7 @@ and deserializing one is running code, so that only those are opened which this 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .tensorrt_account import Product, attention_nodes, int8_nodes, products_of_
 from .tensorrt_build import PlanOptions, Say, build_plan, check_targets
 
 PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for compute capability 8.0 and later
+STEP_INPUT = "x"  # of the step graph, [batch, channels, latents]
 
 
 def unbuildable() -> str | None:
@@ -36,7 +38,9 @@ def unusable() -> str | None:
 
 def _no_gpu() -> str | None:
     try:
-        return None if cuda.device_count() else "no NVIDIA GPU is there, or no driver for it"
+        if cuda.device_count():
+            return None
+        return "no NVIDIA GPU is there, or no driver for it; run the bundle where one is, or build for another backend"
     except RuntimeError as error:
         return str(error)
 
@@ -59,6 +63,20 @@ def _index(device: str) -> int:
     if name not in known:
         raise UserError(f"TensorRT has no device {device!r} here; available: {', '.join(known) or 'none'}")
     return known.index(name)
+
+
+def plan_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any] | None
+) -> dict[str, tuple[int, ...]]:
+    """What of a graph's shapes its plan depends on: with a profile not the latents that the step graph sees."""
+    profile = _of_graph(path, options).profile
+    return {n: (*s[:2], *profile) if n == STEP_INPUT and profile is not None else tuple(s) for n, s in shapes.items()}
+
+
+def _of_graph(path: Path, options: Mapping[str, Any] | None) -> PlanOptions:
+    """A profile is the step graph's: the decoder sees tiles of one size, the others no latents."""
+    found = PlanOptions.from_dict(options or {})
+    return found if path.stem.partition("-")[0] == "step" else replace(found, profile=None)
 
 
 class StalePlanError(UserError):
@@ -84,7 +102,7 @@ class TensorRTPlan:
         rebuild: bool = False,
         say: Say = lambda message: None,
     ):
-        self.options = PlanOptions.from_dict(options or {})
+        self.options = _of_graph(path, options)
         check_targets(self.options.targets)
         self._device = device
         target = "+".join(self.options.targets) or (PORTABLE if tensorrt_api.is_rtx() else self._gpu())
@@ -160,6 +178,13 @@ class TensorRTEngine(TensorRTPlan):
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], **options: Any):
         super().__init__(path, shapes, **options)
+        if (profile := self.options.profile) is not None:
+            latents = shapes[STEP_INPUT][-1]
+            if not profile[0] <= latents <= profile[2]:
+                bounds = f"{profile[0]} to {profile[2]}"
+                raise UserError(
+                    f"{latents} latents are not among the {bounds} of this bundle's --profile: build a wider one"
+                )
         trt = tensorrt_api.api()
         self._engine = self._deserialize()
         if self.options.weight_streaming is not None:
