@@ -14,6 +14,7 @@ IMPORT_NAMES = {  # where they differ by more than - and _
     "scikit-learn": "sklearn",
     "onnxruntime-gpu": "onnxruntime",
     "nvidia-modelopt": "modelopt",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
 }
 # Needed by what they are installed for, or run as commands; their rows say where they are named, not where imported.
 NOT_IMPORTED = {

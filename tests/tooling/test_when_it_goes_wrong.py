@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import error_of
+from commands import QUICK_CALIBRATION, error_of, invoke
+from fake_gpu import install
 from safetensors.torch import load_file, save_file
 from tiny import write_t5
 
@@ -93,12 +94,32 @@ class Desk:
         save_file({"knots": torch.zeros(1)}, self.bundle / name)
         write_manifest(self.bundle, {**manifest, "sizes": {**manifest["sizes"], "step_scales": 7}})
 
-    def of_backend(self, name: str) -> str:
-        """What running the bundle says that claims to be for this backend."""
-        self.monkeypatch.setattr("dit_trt.engines.cuda.device_count", lambda: 0)
+    def for_tensorrt(self, **facts: object) -> None:
+        """The bundle claims to be."""
         manifest = json.loads((self.bundle / MANIFEST).read_text())
-        write_manifest(self.bundle, {**manifest, "backend": name})
+        write_manifest(self.bundle, {**manifest, "backend": "tensorrt", **facts})
+
+    def without_gpu(self) -> str:
+        self.for_tensorrt()
+        self.monkeypatch.setattr("dit_trt.engines.cuda.device_count", lambda: 0)
         return self.run("rain")
+
+    def on_gpu(self, *arguments: object, **facts: object) -> str:
+        self.for_tensorrt(**facts)
+        install(self.monkeypatch)
+        return self.run("rain", *arguments)
+
+    def updated(self) -> str:
+        """TensorRT, since the plans were built."""
+        self.for_tensorrt()
+        install(self.monkeypatch)
+        invoke("run", "--bundle", self.bundle, "--steps", 2, "rain", "--output", "model/x.wav")
+        self.monkeypatch.setattr("dit_trt.engines.tensorrt_api.version", lambda: "TensorRT-RTX 99")
+        return self.run("rain")
+
+    def unfused(self) -> str:
+        self.monkeypatch.setattr("dit_trt.engines.tensorrt.TensorRTPlan.fused_nodes", lambda self: set())
+        return self.build(*QUICK_CALIBRATION, "--backend", "tensorrt")
 
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
@@ -145,7 +166,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
         d.monkeypatch.setattr("dit_trt.engines.base.find_spec", lambda name: None)
         or d.build("--backend", "onnxruntime", code=2)
     ),
-    "the backend tensorrt cannot run here: …": lambda d: d.of_backend("tensorrt"),
+    "the backend tensorrt cannot run here: …": lambda d: d.without_gpu(),
     "the backend … has no trunk …": lambda d: d.build("--backend", "onnxruntime", "--trunk", "bf16"),
     "--profile … is not MIN,OPT,MAX, as in 64,216,1024": lambda d: d.build(
         "--backend", "tensorrt", "--profile", "64", code=2
@@ -154,6 +175,10 @@ CASES: dict[str, Callable[[Desk], str]] = {
         "--backend", "openvino", "--target", "sm80", code=2
     ),
     "… has no target …; …": lambda d: d.build("--backend", "tensorrt", "--target", "sm1", code=2),
+    "the plan of … is one of …; here is …: build it anew with --rebuild": lambda d: d.updated(),
+    "… latents are not among the … of this bundle's --profile: …": lambda d: d.on_gpu(plan={"profile": [8, 8, 8]}),
+    "TensorRT has no device … here; available: …": lambda d: d.on_gpu("--device", "cuda:9"),
+    "… of … attentions are not fused with …": lambda d: d.unfused(),
     "this command needs the package …": lambda d: (
         d.fail("export_topologies", ModuleNotFoundError("No module named 'onnx'", name="onnx"))
         or d.build("--method", "none")
