@@ -108,7 +108,7 @@ def _name(checkpoint: Checkpoint, source: Source, backend: str) -> str:
 
 
 def _scales(found: dict[str, Imported]) -> dict[str, NDArray]:
-    """As `build` keeps them, but by part: modelopt calibrates q, k and v each for itself. `inspect` tells the first's."""
+    """As `build` keeps them, but by part: modelopt calibrates q, k and v each for itself (inspect shows the first)."""
     tensors: dict[str, NDArray] = {}
     for name, item in found.items():
         tensors[f"activation_scale/{name}"] = np.array(list(item.scale.values()), np.float32)
