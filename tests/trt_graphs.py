@@ -110,7 +110,7 @@ def linear(outputs: int = N, batch: tuple[int, ...] = (2,)) -> ModelProto:
 
 
 def int4(model: ModelProto, blocks: int = 1, undone: bool = False) -> None:
-    """The weight becomes 4 bits in two levels. blocks: scales an output channel; undone: all of them are the Q's own."""
+    """The weight becomes 4 bits in two levels. blocks: scales an output channel; undone: all are the Q's own."""
     random, outputs = np.random.default_rng(1), len(array(model, "w_zero"))
     own = random.uniform(0.01, 0.02, (outputs, 1)).astype(np.float32)
     scales = np.repeat(own, blocks, axis=1)
@@ -192,3 +192,19 @@ def with_factor(model: ModelProto, last: str = "fc") -> str:
     add(model, "Mul", [last, "factor"], "scaled", before="y")
     node(model, "y").input[0] = "scaled"
     return "scaled"
+
+
+def attention(dtype: int) -> ModelProto:
+    """One attention of `dtype`, [2, HEADS, ROWS, 32]; its nodes are `scores`, `scaled`, `softmax` and `seen`."""
+    shape, kind = [2, HEADS, ROWS, 32], helper.tensor_dtype_to_np_dtype(dtype)
+    inputs = [helper.make_tensor_value_info(name, dtype, shape) for name in ("q", "k", "v")]
+    graph = helper.make_graph([], "attention", inputs, [helper.make_tensor_value_info("y", dtype, shape)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    put(model, head_scale=np.array(32**-0.5, kind))
+    add(model, "Transpose", ["k"], "k_columns", perm=[0, 1, 3, 2])
+    add(model, "MatMul", ["q", "k_columns"], "scores")
+    add(model, "Mul", ["scores", "head_scale"], "scaled")
+    add(model, "Softmax", ["scaled"], "softmax", axis=-1)
+    add(model, "MatMul", ["softmax", "v"], "seen")
+    add(model, "Identity", ["seen"], "y")
+    return model

@@ -1,4 +1,4 @@
-"""Two blocks of Stable Audio Open at their own width and length: each method is int8 and fused, in FP16 and BF16 trunks."""
+"""Two blocks of Stable Audio Open, their own width and length: each method int8 and fused in FP16 and BF16 trunks."""
 
 from __future__ import annotations
 

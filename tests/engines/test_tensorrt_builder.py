@@ -1,6 +1,6 @@
 """Every graph that TensorRT's builder turns down or silently multiplies otherwise: the lint says so first, by name.
 
-What the builder does is shown, too, so that a rule without a reason, or a newer TensorRT that needs it no more, is seen.
+What the builder does is shown, too: so a rule without a reason is seen, and a newer TensorRT that needs it no more.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def integer_output(model: ModelProto) -> None:
 POSITIVE = "Scale coefficients must all be positive"
 SHIFT = "Non-zero zero point is not supported"
 UNDONE = "w_int8: undoes w_int4_dq, whose scales it has: TensorRT builds nothing of that"
-BARE = "fc: an int8 activation by a bare 4-bit weight would be a float product, or a wrong one"
+BARE = "fc: an int8 activation by a 4-bit weight would be a float product, or a wrong one"
 FAILS: dict[str, tuple[Damage, list[str], str]] = {  # damage, the lint's faults, of the builder's reason
     "activation scale zero": (lambda m: put(m, x_scale=np.float32(0)), [f"x_q: {SCALE}", f"x_dq: {SCALE}"], POSITIVE),
     "one weight scale zero": (
@@ -198,7 +198,7 @@ def test_no_plan(tmp_path: Path, damage: Damage, expected: list[str], reason: st
 
 
 def test_bare_int4_blocks_become_one_product(tmp_path: Path) -> None:
-    """A scale for every 64 inputs cannot be taken out of a sum over 128: yet that is what the plan does, and no error."""
+    """A scale for every 64 inputs cannot be taken out of a sum over 128, but that is what the plan does."""
     model = linear(batch=())
     bare_int4(model, 64)
     assert faults(model, tmp_path) == [BARE]
@@ -232,7 +232,7 @@ def test_half_scales_make_half_sums(tmp_path: Path) -> None:
     told = "its scale is float16, accumulators need float32"
     assert sorted(faults(model, tmp_path)) == [f"w_dq: {told}", f"x_dq: {told}", f"x_q: {told}"]
     assert operands(products_of(model, tmp_path)["fc"]) == "int8 x int8 -> half"
-    assert np.finfo(np.float16).max < 5 * 127 * 127
+    assert float(np.finfo(np.float16).max) < 5 * 127 * 127
     good = linear()
     in_half(good, scales=False)
     assert faults(good, tmp_path) == []
