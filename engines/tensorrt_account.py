@@ -51,7 +51,10 @@ _NODES = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 def products_of_plan(plan: bytes) -> list[Product]:
-    """From the text of a TensorRT-RTX plan. An empty list says that the format is another."""
+    """From the text of a TensorRT-RTX plan. An empty list says that the format is another.
+
+    As it does when there are kernels, but not the types of what they read or the names of their nodes.
+    """
     types = {name: kind.decode().lower() for name, kind in _TENSOR.findall(plan)}
 
     def of_tensors(found: re.Match[bytes] | None) -> tuple[str, ...]:
@@ -66,11 +69,16 @@ def products_of_plan(plan: bytes) -> list[Product]:
                 yield found.start(), Product(kind, operands, nodes, results[0] if results else "?")
 
     found = [*kernels("gemm", _GEMM), *kernels("attention", _FUNCTION, b"mha")]
-    return [product for _, product in sorted(found, key=lambda item: item[0])]
+    products = [product for _, product in sorted(found, key=lambda item: item[0])]
+    typed = all(len(product.operands) > 1 and "?" not in product.operands[:2] for product in products)
+    return products if typed and any(product.nodes for product in products) else []
 
 
 def products_of_inspector(text: str) -> list[Product]:
-    """From the JSON of an engine inspector whose engine was built with detailed profiling verbosity."""
+    """From the JSON of an engine inspector whose engine was built with detailed profiling verbosity.
+
+    An empty list says that there are no details, or that the format is another.
+    """
     found = []
     for layer in json.loads(text)["Layers"]:
         if not isinstance(layer, dict):  # names alone: the engine was built without details
@@ -83,7 +91,7 @@ def products_of_inspector(text: str) -> list[Product]:
         if is_attention or re.search("gemm|matrixmultiply|fully_connected|matmul", name):
             kind = "attention" if is_attention else "gemm"
             found.append(Product(kind, operands, nodes, results[0] if results else "?"))
-    return found
+    return found if any(product.nodes for product in found) else []
 
 
 def _type_of(tensor: dict) -> str:

@@ -80,9 +80,7 @@ def _memory_faults(node: NodeProto, product: NodeProto, producers: dict[str, Nod
         faults.append(f"{node.name}: weights [in, out] have blocks along axis 0 and output channels along axis 1")
     before = producers.get(product.input[0])
     if before is not None and before.op_type == "DequantizeLinear":
-        faults.append(
-            f"{product.name}: an int8 activation by a bare 4-bit weight would be a float product, or a wrong one"
-        )
+        faults.append(f"{product.name}: an int8 activation by a 4-bit weight would be a float product, or a wrong one")
     return faults
 
 

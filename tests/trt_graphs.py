@@ -192,3 +192,19 @@ def with_factor(model: ModelProto, last: str = "fc") -> str:
     add(model, "Mul", [last, "factor"], "scaled", before="y")
     node(model, "y").input[0] = "scaled"
     return "scaled"
+
+
+def attention(dtype: int) -> ModelProto:
+    """One attention of `dtype`, [2, HEADS, ROWS, 32]; its nodes are `scores`, `scaled`, `softmax` and `seen`."""
+    shape, kind = [2, HEADS, ROWS, 32], helper.tensor_dtype_to_np_dtype(dtype)
+    inputs = [helper.make_tensor_value_info(name, dtype, shape) for name in ("q", "k", "v")]
+    graph = helper.make_graph([], "attention", inputs, [helper.make_tensor_value_info("y", dtype, shape)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    put(model, head_scale=np.array(32**-0.5, kind))
+    add(model, "Transpose", ["k"], "k_columns", perm=[0, 1, 3, 2])
+    add(model, "MatMul", ["q", "k_columns"], "scores")
+    add(model, "Mul", ["scores", "head_scale"], "scaled")
+    add(model, "Softmax", ["scaled"], "softmax", axis=-1)
+    add(model, "MatMul", ["softmax", "v"], "seen")
+    add(model, "Identity", ["seen"], "y")
+    return model

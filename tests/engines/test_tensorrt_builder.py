@@ -152,7 +152,7 @@ def integer_output(model: ModelProto) -> None:
 POSITIVE = "Scale coefficients must all be positive"
 SHIFT = "Non-zero zero point is not supported"
 UNDONE = "w_int8: undoes w_int4_dq, whose scales it has: TensorRT builds nothing of that"
-BARE = "fc: an int8 activation by a bare 4-bit weight would be a float product, or a wrong one"
+BARE = "fc: an int8 activation by a 4-bit weight would be a float product, or a wrong one"
 FAILS: dict[str, tuple[Damage, list[str], str]] = {  # damage, the lint's faults, of the builder's reason
     "activation scale zero": (lambda m: put(m, x_scale=np.float32(0)), [f"x_q: {SCALE}", f"x_dq: {SCALE}"], POSITIVE),
     "one weight scale zero": (
@@ -232,7 +232,7 @@ def test_half_scales_make_half_sums(tmp_path: Path) -> None:
     told = "its scale is float16, accumulators need float32"
     assert sorted(faults(model, tmp_path)) == [f"w_dq: {told}", f"x_dq: {told}", f"x_q: {told}"]
     assert operands(products_of(model, tmp_path)["fc"]) == "int8 x int8 -> half"
-    assert np.finfo(np.float16).max < 5 * 127 * 127
+    assert float(np.finfo(np.float16).max) < 5 * 127 * 127
     good = linear()
     in_half(good, scales=False)
     assert faults(good, tmp_path) == []
