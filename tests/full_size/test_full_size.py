@@ -19,6 +19,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from trt_graphs import builds
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.tooling.contents import bundle_parts
@@ -35,6 +36,11 @@ BUILDS = {  # what is asked for; the most that the bundle may weigh without the 
     "w4a8-rank-32": (("--method", "sqs", "--bits", "w4a8", "--group-size", "128", "--lora-rank", "32"), 1000 * MB),
 }
 every_build = pytest.mark.parametrize("name", BUILDS)
+TENSORRT = {  # what is asked for; how many fused attentions that has
+    "tensorrt-w8a8": (("--method", "sqs"), 48),
+    "tensorrt-w4a8": (("--method", "sqs", "--bits", "w4a8", "--group-size", "128"), 48),
+    "tensorrt-w8a8-fp32": (("--method", "sqs", "--trunk", "fp32"), 0),
+}
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +70,12 @@ def checkpoint(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def build(folder: Path, checkpoint: Path) -> Callable[[str], tuple[Bundle, dict]]:
-    """A bundle by its name in `BUILDS`, and what its build took when there was a calibration table already."""
+    """A bundle by its name in `BUILDS` or `TENSORRT`, and what its build took with a calibration table at hand."""
 
     def command(name: str) -> list[str]:
         model = ["--model", str(checkpoint), "--text-encoder", str(checkpoint / "text_encoder")]
-        return ["dit-trt", "build", *model, *BUILDS[name][0], *CALIBRATION, "--output", str(folder / name)]
+        asked = BUILDS[name][0] if name in BUILDS else ("--backend", "tensorrt", *TENSORRT[name][0])
+        return ["dit-trt", "build", *model, *asked, *CALIBRATION, "--output", str(folder / name)]
 
     def made(name: str) -> tuple[Bundle, dict]:
         numbers = folder / f"{name}.json"
@@ -122,6 +129,17 @@ def test_no_weight_is_stored_twice(build: Callable, name: str) -> None:
 def test_all_linears_run_in_int8(build: Callable, name: str) -> None:
     manifest = build(name)[0].manifest
     assert (manifest["linears"], manifest["int8_linears"]) == (168, 168)
+
+
+@builds
+@pytest.mark.parametrize("name", TENSORRT)
+def test_tensorrt_ahead_of_time(build: Callable, name: str) -> None:
+    """No GPU is needed for the plans, nor much memory: 4.1 GB in W8A8, a little less than four times the step's."""
+    bundle, numbers = build(name)
+    manifest = bundle.manifest
+    assert (manifest["linears"], manifest["int8_linears"]) == (168, 168)
+    assert manifest.get("attentions", 0) == manifest.get("fused_attentions", 0) == TENSORRT[name][1]
+    assert numbers["peak_rss"] < 5000 * MB
 
 
 @pytest.mark.parametrize("latents", [216, 1024])
