@@ -107,7 +107,12 @@ class TensorRTPlan:
         self._device = device
         target = "+".join(self.options.targets) or (PORTABLE if tensorrt_api.is_rtx() else self._gpu())
         identity = f"{tensorrt_api.version()} for {target}"
-        self.plan = _kept(path.name, identity, cache, rebuild, lambda: build_plan(path, shapes, self.options, say))
+        timing = None if tensorrt_api.is_rtx() or cache is None else cache.parent / f"{identity}.timing"
+
+        def build() -> bytes:
+            return build_plan(path, shapes, self.options, say, timing)
+
+        self.plan = _kept(path.name, identity, cache, rebuild, build)
 
     def _gpu(self) -> str:
         return f"sm{cuda.compute_capability(_index(self._device)).replace('.', '')}"

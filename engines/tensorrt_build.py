@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,8 +72,12 @@ def build_plan(
     shapes: Mapping[str, tuple[int, ...]],
     options: PlanOptions | None = None,
     say: Say = lambda message: None,
+    timing: Path | None = None,
 ) -> bytes:
     """Parse and build. Raises RuntimeError with the parser's or the builder's reason.
+
+    timing: where the times of the kernels that were tried are kept from build to build (TensorRT's alone: TensorRT-RTX
+    tries none).
 
     shapes: of every input; where the graph leaves an axis open it is fixed to this, but for `latents` with a profile.
     """
@@ -96,6 +101,9 @@ def build_plan(
         if -1 in tuple(tensor.shape):
             profile.set_shape(tensor.name, *_bounds(tensor, shapes[tensor.name], options.profile))
     config.add_optimization_profile(profile)
+    if timing is not None:
+        known = timing.read_bytes() if timing.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), False)  # another GPU's is not used
     start = time.monotonic()
     config.progress_monitor = monitor = _phases(trt, say)
     plan = builder.build_serialized_network(network, config)
@@ -103,8 +111,20 @@ def build_plan(
         if monitor.interrupted is not None:
             raise monitor.interrupted
         raise RuntimeError(log.take())
+    if timing is not None:
+        _keep(timing, bytes(config.get_timing_cache().serialize()))
     say(f"{tensorrt_api.version()} built {path.name} in {time.monotonic() - start:.1f} s")
     return bytes(plan)
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Replace the file at once, or leave it where the disk is full: what it saves is time."""
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
 
 
 def _config(trt: Any, builder: Any, options: PlanOptions) -> Any:

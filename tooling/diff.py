@@ -22,6 +22,7 @@ from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc
 from polygraphy.json import save_json
 from polygraphy.logger import G_LOGGER
 
+from ..engines import tensorrt_api
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..runtime.denoiser import guide
@@ -187,33 +188,38 @@ def _polygraphy_commands(
 ) -> tuple[str, ...]:
     """Save one step's inputs for both step graphs; the two commands that compare them with ONNX Runtime alone.
 
-    Inputs differ beside x: a smoothed model's context values are scaled, and its step graph expects them so.
+    Inputs differ beside x: a smoothed model's context values are scaled, and its step graph expects them so. Of a
+    TensorRT bundle a third lets Polygraphy build and run a plan of its own from the same graph, on a GPU.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    shapes: dict[str, str] = {}
     for name, (_, conditioning) in sides.items():
         feed = {"x": np.stack((x,) * conditioning.batch), **conditioning.at(step), **conditioning.constants}
+        shapes[name] = " ".join(f"{input}:{list(value.shape)}".replace(" ", "") for input, value in feed.items())
         file = folder / f"{name}_inputs.json"
         try:
             save_json([OrderedDict(feed)], str(file))
         except OSError:  # a full disk: half a file helps nobody
             file.unlink(missing_ok=True)
             raise
-    run = "polygraphy run {graph} --onnxrt --load-inputs {inputs} {rest}"
+    run = "polygraphy run {graph} {runner} --load-inputs {inputs} {rest}"
     outputs = shlex.quote(str(folder / "reference_outputs.json"))
 
-    def line(name: str, rest: str) -> str:
+    def line(name: str, rest: str, runner: str = "--onnxrt") -> str:
         pipeline, conditioning = sides[name]
         file = f"{pipeline.step_engine_of(conditioning.batch).graph(conditioning, step)}.onnx"
         graph = shlex.quote(str(pipeline.bundle.path(file)))
         inputs = shlex.quote(str(folder / f"{name}_inputs.json"))
-        return run.format(graph=graph, inputs=inputs, rest=rest)
+        return run.format(graph=graph, runner=runner, inputs=inputs, rest=rest)
 
     script = folder / "guided_cosine.py"
     script.write_text(_COMPARE_SCRIPT.format(cfg=cfg_scale, bar=bar), "utf-8")
-    return (
-        line("reference", f"--save-outputs {outputs}"),
-        line("bundle", f"--load-outputs {outputs} --compare-func-script {shlex.quote(str(script))}"),
-    )
+    compared = f"--load-outputs {outputs} --compare-func-script {shlex.quote(str(script))}"
+    by_tensorrt: tuple[str, ...] = ()
+    if sides["bundle"][0].bundle.backend == "tensorrt":
+        rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if tensorrt_api.is_rtx() else ""
+        by_tensorrt = (rtx + line("bundle", compared, f"--trt --strongly-typed --input-shapes {shapes['bundle']}"),)
+    return line("reference", f"--save-outputs {outputs}"), line("bundle", compared), *by_tensorrt
 
 
 _COMPARE_SCRIPT = """# The cosine of one step's CFG-combined velocities, as `dit-trt diff` computes it.

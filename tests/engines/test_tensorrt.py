@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,21 @@ def test_a_plan_is_built_once(bundles: dict[str, Bundle], gpu: FakeGPU) -> None:
     assert gpu.builds == ["decoder.onnx"]
 
 
+def test_what_tensorrt_timed_is_kept_for_the_next_build(
+    bundles: dict[str, Bundle], gpu: FakeGPU, tmp_path: Path
+) -> None:
+    opened(bundles["fp16"])
+    kept = list((tmp_path / "home" / "compiled").glob("*.timing"))
+    assert [file.name for file in kept] == (["TensorRT 1.7.1.116 for sm90.timing"] if gpu.full else [])
+    if gpu.full:
+        assert kept[0].stat().st_size > 0
+        kept[0].write_bytes(b"damaged")
+        shutil.rmtree(next((tmp_path / "home" / "compiled").glob("*/")))
+        opened(bundles["fp16"])
+        assert kept[0].read_bytes() != b"damaged"
+    assert not list((tmp_path / "home" / "compiled").glob("*.part"))
+
+
 def test_a_plan_of_another_version_needs_a_word(
     bundles: dict[str, Bundle], gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +243,18 @@ def test_dit_trt_run(bundles: dict[str, Bundle], rtx: FakeGPU, tmp_path: Path) -
     assert len(rtx.builds) == 2 * built  # a plan for each device
     line = error_of(*arguments, "--device", "cuda:3")
     assert line == "Error: TensorRT has no device 'cuda:3' here; available: cuda:0, cuda:1"
+
+
+def test_dit_trt_diff_and_polygraphys_own_plan(bundles: dict[str, Bundle], rtx: FakeGPU) -> None:
+    """The printed line is right as far as there is no GPU: Polygraphy parses and builds, and cannot deserialize."""
+    shown = invoke("diff", bundles["fp16"].folder, "--num-prompts", 1, "--steps", 3, "--min-cosine", 0.5).stdout
+    assert "PASS: worst_step_cosine" in shown
+    *_, line = (line.strip() for line in shown.splitlines() if "polygraphy run" in line)
+    assert line.startswith("POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy run ")
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert "Finished engine building" in said, said
+    assert done.returncode != 0 and "CUDA" in said
 
 
 # -------------------- without
