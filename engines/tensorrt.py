@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ class TensorRTPlan:
     def _gpu(self) -> str:
         return f"sm{cuda.compute_capability(_index(self._device)).replace('.', '')}"
 
+    @cached_property
     def products(self) -> list[Product]:
         """Raises RuntimeError when the plan does not tell."""
         if tensorrt_api.is_rtx():
@@ -131,11 +133,11 @@ class TensorRTPlan:
 
     def int8_matmuls(self) -> set[str]:
         """Names of the ONNX MatMul nodes that the plan multiplies as int8 x int8."""
-        return int8_nodes(self.products())
+        return int8_nodes(self.products)
 
     def fused_nodes(self) -> set[str]:
         """Names of the ONNX nodes that are part of a fused attention."""
-        return attention_nodes(self.products())
+        return attention_nodes(self.products)
 
     def _deserialize(self) -> Any:
         trt, log = tensorrt_api.api(), tensorrt_api.log()

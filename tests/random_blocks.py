@@ -41,11 +41,11 @@ class Form:
 
 
 def prove_blocks(
-    folder: Path, config: dict, topologies: dict[str, onnx.ModelProto], form: Form, trunk: str
+    folder: Path, config: dict, topologies: dict[str, onnx.ModelProto], form: Form, trunk: str, plan: dict | None = None
 ) -> tuple[list[Linear], Proven]:
     """Write a model's conditioning and step graphs for TensorRT, lint them, build their plans and read these.
 
-    config: a `model_config.json`; topologies: its two weightless graphs by name.
+    config: a `model_config.json`; topologies: its two weightless graphs by name; plan: see `prove`.
     """
     model, dialect = ModelSizes(config), BACKENDS["tensorrt"].dialects[trunk]
     linears = block_linears(model.dit)
@@ -59,7 +59,8 @@ def prove_blocks(
         if written.slots:
             sizes["step_scales"] = sum(slot.width for slot in written.slots)
     shapes = graph_shapes(sizes, step_sigmas=bounds)
-    return linears, prove(folder, "tensorrt", {name: shapes[name] for name in ("conditioning", *steps)}, linears, trunk)
+    asked = {name: shapes[name] for name in ("conditioning", *steps)}
+    return linears, prove(folder, "tensorrt", asked, linears, trunk, plan=plan)
 
 
 class Weights:
