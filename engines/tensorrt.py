@@ -113,10 +113,19 @@ class TensorRTPlan:
         def build() -> bytes:
             return build_plan(path, shapes, self.options, say, timing)
 
-        self.plan = _kept(path.name, identity, cache, rebuild, build)
+        self._file = None if cache is None else cache / f"{identity.replace(' ', '-')}.plan"
+        self._plan: bytes | None = _kept(path.name, identity, self._file, rebuild, build)
 
     def _gpu(self) -> str:
         return f"sm{cuda.compute_capability(_index(self._device)).replace('.', '')}"
+
+    @property
+    def plan(self) -> bytes:
+        """Its bytes; once it is open they are no longer held, and read from the cache."""
+        if self._plan is None:
+            assert self._file is not None
+            return self._file.read_bytes()
+        return self._plan
 
     @cached_property
     def products(self) -> list[Product]:
@@ -147,17 +156,18 @@ class TensorRTPlan:
         engine = self._runtime.deserialize_cuda_engine(self.plan)
         if engine is None:
             raise RuntimeError(log.take())
+        if self._file is not None and self._file.is_file():
+            self._plan = None  # the GPU has it: up to gigabytes that the process need not hold
         return engine
 
 
-def _kept(graph: str, identity: str, cache: Path | None, rebuild: bool, build: Callable[[], bytes]) -> bytes:
-    """The plan of that identity from the folder, where it is left after it was built."""
-    if cache is None:
+def _kept(graph: str, identity: str, file: Path | None, rebuild: bool, build: Callable[[], bytes]) -> bytes:
+    """The plan of that identity from its file, where it is left after it was built."""
+    if file is None:
         return build()
-    file = cache / f"{identity.replace(' ', '-')}.plan"
     if file.is_file():
         return file.read_bytes()
-    others = sorted(path for path in cache.glob("*.plan"))
+    others = sorted(path for path in file.parent.glob("*.plan"))
     if others and not rebuild:
         there = ", ".join(path.stem.replace("-for-", " for ") for path in others)
         raise StalePlanError(
@@ -193,22 +203,22 @@ class TensorRTEngine(TensorRTPlan):
                     f"{latents} latents are not among the {bounds} of this bundle's --profile: build a wider one"
                 )
         trt = tensorrt_api.api()
-        self._engine = self._deserialize()
+        self.cuda_engine = self._deserialize()
         if self.options.weight_streaming is not None:
-            self._engine.weight_streaming_budget_v2 = self.options.weight_streaming
+            self.cuda_engine.weight_streaming_budget_v2 = self.options.weight_streaming
         self._stream = cuda.Stream()
         self._context = self._open()
         self.inputs = {name: tuple(shape) for name, shape in shapes.items()}
         self.outputs: list[str] = []
-        for i in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(i)
-            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
+        for i in range(self.cuda_engine.num_io_tensors):
+            name = self.cuda_engine.get_tensor_name(i)
+            if self.cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
                 self.outputs.append(name)
             elif not self._context.set_input_shape(name, self.inputs[name]):
                 raise RuntimeError(f"the plan does not take {name} as {self.inputs[name]}")
         self._buffers: dict[str, cuda.Buffer] = {}
         for name in (*self.inputs, *self.outputs):
-            dtype = trt.nptype(self._engine.get_tensor_dtype(name))
+            dtype = trt.nptype(self.cuda_engine.get_tensor_dtype(name))
             buffer = cuda.Buffer(tuple(self._context.get_tensor_shape(name)), dtype, self._stream)
             self._buffers[name] = buffer
             self._context.set_tensor_address(name, buffer.address)
@@ -221,11 +231,11 @@ class TensorRTEngine(TensorRTPlan):
         trt, log = tensorrt_api.api(), tensorrt_api.log()
         self._captures = not hasattr(trt, "CudaGraphStrategy")
         if self._captures:
-            context = self._engine.create_execution_context()
+            context = self.cuda_engine.create_execution_context()
         else:
-            config = self._engine.create_runtime_config()
+            config = self.cuda_engine.create_runtime_config()
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self._engine.create_execution_context(config)
+            context = self.cuda_engine.create_execution_context(config)
         if context is None:
             raise RuntimeError(log.take())
         return context

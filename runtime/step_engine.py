@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -85,6 +85,10 @@ class StepEngine:
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, latents) of one clip"""
         return self._engines[0].inputs["x"][1:]
+
+    def through(self, wrap: Callable[[Engine], Engine]) -> StepEngine:
+        """The same graphs, each engine as `wrap` runs it."""
+        return StepEngine(dict(zip(self._names, map(wrap, self._engines))), self._step_sigmas)
 
     def graph(self, conditioning: Conditioning, step: int) -> str:
         """The name of the graph that runs a step."""

@@ -16,7 +16,8 @@ def invoke(*arguments: object, code: int = 0) -> Result:
     """Run `dit-trt` in memory; whatever happens, nobody sees a traceback."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert "Traceback" not in result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
     assert result.exit_code == code, result.output
     return result
 

@@ -174,6 +174,10 @@ class Engine:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._inputs = {value.name: value.type for value in self.session.get_inputs()}
+        self.shapes = {
+            value.name: tuple(size if isinstance(size, int) else -1 for size in value.shape)
+            for value in self.session.get_inputs()
+        }
         self._outputs = {value.name: value.type for value in self.session.get_outputs()}
         self._names = [*self._inputs, *self._outputs]
         self.num_io_tensors = len(self._names)
@@ -190,13 +194,19 @@ class Engine:
         kind = {**self._inputs, **self._outputs}[name]
         return {"tensor(float)": tensorrt_rtx.float32, "tensor(int64)": tensorrt_rtx.int64}[kind]
 
+    def is_shape_inference_io(self, name: str) -> bool:
+        return False
+
+    def get_tensor_format(self, name: str, profile: int) -> Any:
+        return tensorrt_rtx.TensorFormat.LINEAR
+
     def create_runtime_config(self) -> SimpleNamespace:
         assert not self.gpu.full
         return SimpleNamespace(cuda_graph_strategy=None)
 
     def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
-        if not self.gpu.full:
-            assert config is not None
+        if config is not None:
+            assert not self.gpu.full
             assert config.cuda_graph_strategy == tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return Context(self)
 
@@ -218,12 +228,16 @@ class Context:
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._allocators: dict[str, Any] = {}
+        self.engine, self.active_optimization_profile = engine, 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = tuple(shape)
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name in self._engine.shapes and name not in self._shapes:
+            return self._engine.shapes[name]
         if name not in self._shapes:
             feeds = {n: np.zeros(shape, self._dtype(n)) for n, shape in self._shapes.items()}
             outputs = [value.name for value in self._engine.session.get_outputs()]
@@ -238,6 +252,13 @@ class Context:
         self._addresses[name] = address
         return True
 
+    def get_tensor_address(self, name: str) -> int:
+        return self._addresses.get(name, 0)
+
+    def set_output_allocator(self, name: str, allocator: Any) -> bool:
+        self._allocators[name] = allocator
+        return True
+
     def execute_async_v3(self, stream: int) -> bool:
         if self._engine.gpu.fails:
             return False
@@ -246,11 +267,16 @@ class Context:
 
     def _compute(self) -> None:
         def tensor(name: str) -> NDArray:
-            return self._engine.gpu.cuda.array(self._addresses[name], self._shapes[name], self._dtype(name))
+            return self._engine.gpu.cuda.array(self._addresses[name], self.get_tensor_shape(name), self._dtype(name))
 
         names = [value.name for value in self._engine.session.get_inputs()]
         outputs = [value.name for value in self._engine.session.get_outputs()]
         for name, value in zip(outputs, self._engine.session.run(outputs, {name: tensor(name) for name in names})):
+            if name in self._allocators:
+                allocator = self._allocators[name]
+                self._addresses[name] = allocator.reallocate_output_async(name, 0, value.nbytes, 1, 0)
+                allocator.notify_shape(name, value.shape)
+                self._shapes[name] = value.shape
             tensor(name)[...] = value
 
 

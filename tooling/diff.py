@@ -10,7 +10,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,16 +20,18 @@ from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc
+from polygraphy.exception import PolygraphyException
 from polygraphy.json import save_json
 from polygraphy.logger import G_LOGGER
 
 from ..engines import tensorrt_api
 from ..engines.bundle import Bundle
-from ..engines.errors import UserError
+from ..engines.errors import UserError, last_line
 from ..runtime.denoiser import guide
 from ..runtime.pipeline import Pipeline, Settings
-from ..runtime.step_engine import Conditioning
+from ..runtime.step_engine import Conditioning, StepEngine
 from .fidelity import rollout, snr_db, trajectory
+from .trt_runner import by_trt_runner
 
 Float = NDArray[np.float32]
 MIN_COSINE = {"w8a8": 0.95, "w4a8": 0.92, "fp32": 0.999}
@@ -36,12 +39,18 @@ MIN_COSINE = {"w8a8": 0.95, "w4a8": 0.92, "fp32": 0.999}
 
 @dataclass(frozen=True)
 class Difference:
-    """cosine and relative_error: [prompts, steps], of the velocity; snr_db: [prompts], of the final latents."""
+    """cosine and relative_error: [prompts, steps], of the velocity; snr_db: [prompts], of the final latents.
+
+    trt_runner: of a TensorRT bundle, [prompts, steps], the cosines of the same plans as Polygraphy's TrtRunner runs
+    them, without our runtime; None where it does not run, and `trt_runner_says` why.
+    """
 
     cosine: NDArray[np.float64]
     relative_error: NDArray[np.float64]
     snr_db: NDArray[np.float64]
     polygraphy_commands: tuple[str, ...]
+    trt_runner: NDArray[np.float64] | None = None
+    trt_runner_says: str | None = None
 
     @property
     def worst_step(self) -> int:
@@ -52,10 +61,16 @@ class Difference:
         """The lowest mean over prompts of any step."""
         return float(self.cosine.mean(axis=0).min())
 
+    @property
+    def trt_runner_worst_step_cosine(self) -> float | None:
+        """The same of Polygraphy's TrtRunner; None where it did not run."""
+        return None if self.trt_runner is None else float(self.trt_runner.mean(axis=0).min())
+
 
 class VelocityRunner(BaseRunner):
     """A Polygraphy runner around our own engine: one call of the DiT with both CFG halves, then their combination.
 
+    through: what is to run the step engine, while this is active (default: it runs itself).
     Feeds: x [channels, latents] as the model sees it (scaled by c_in), and prompt, step: int64 scalars that choose the
     conditioning, which each bundle computes with its own graphs. Output: velocity [channels, latents].
     """
@@ -67,19 +82,22 @@ class VelocityRunner(BaseRunner):
         conditionings: Sequence[Conditioning],
         cfg_scale: float,
         on_call: Callable[[], object],
+        through: Callable[[StepEngine], AbstractContextManager[StepEngine]] = nullcontext,
     ):
         super().__init__(name=name)
         self._pipeline, self._conditionings, self._cfg_scale = pipeline, conditionings, cfg_scale
-        self._on_call = on_call
+        self._on_call, self._through = on_call, through
 
     def activate_impl(self) -> None:
-        self._engine = self._pipeline.step_engine_of(self._conditionings[0].batch)
+        self._open = self._through(self._pipeline.step_engine_of(self._conditionings[0].batch))
+        self._engine = self._open.__enter__()
 
     def deactivate_impl(self) -> None:
-        del self._engine
+        self._open.__exit__(None, None, None)
+        del self._open, self._engine
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        shape = self._pipeline.step_engine_of(self._conditionings[0].batch).latent_shape
+        shape = self._engine.latent_shape
         metadata = TensorMetadata()
         metadata.add("x", np.float32, shape).add("prompt", np.int64, ()).add("step", np.int64, ())
         return metadata
@@ -103,7 +121,7 @@ def compare(
     bar: float = 0.95,
     on_call: Callable[[int], object] = lambda done: None,
 ) -> Difference:
-    """Compare `bundle` with `reference` on `prompts`; on_call counts calls of the DiT, 5 a prompt and step.
+    """Compare `bundle` with `reference` on `prompts`; on_call counts the calls, `calls_a_step` a prompt and step.
 
     inputs_folder: where to keep the first prompt's inputs of the worst step, for the plain `polygraphy run` commands
     of the result, which pass when their cosine reaches `bar`.
@@ -127,19 +145,29 @@ def compare(
         VelocityRunner(name, pipeline, conditionings[pipeline], settings.cfg_scale, count.one)
         for name, pipeline in (("reference", theirs), ("bundle", ours))
     ]
-    severity, G_LOGGER.module_severity = G_LOGGER.module_severity, {"": G_LOGGER.CRITICAL}
-    try:
+    shape = (len(prompts), settings.steps)
+    says = None
+    with _quiet_polygraphy():
         results = Comparator.run(runners, data_loader=feeds)
-        accuracy = Comparator.compare_accuracy(results, compare_func=CosineSimilarityCompareFunc(-1.0))
-    finally:
-        G_LOGGER.module_severity = severity
-    cosine = [step["velocity"].cosine_similarity for step in accuracy[0]["reference", "bundle"]]
+        if bundle.backend == "tensorrt":
+            args = ("trt_runner", ours, conditionings[ours], settings.cfg_scale, count.one, by_trt_runner)
+            try:
+                results.extend(Comparator.run([VelocityRunner(*args)], data_loader=feeds))
+            except (PolygraphyException, OSError) as error:
+                says = last_line(error)
+        pairs = [(0, i) for i in range(1, len(results))]
+        compared = Comparator.compare_accuracy(
+            results, compare_func=CosineSimilarityCompareFunc(-1.0), comparisons=pairs
+        )
+    cosines = {
+        name: np.array([step["velocity"].cosine_similarity for step in steps], np.float64).reshape(shape)
+        for (_, name), steps in compared[0].items()
+    }
+    cosine_table = cosines["bundle"]
     expected, found = (
         [np.asarray(iteration["velocity"]) for iteration in results[name]] for name in ("reference", "bundle")
     )
-    error = [np.linalg.norm(f - e) / np.linalg.norm(e) for e, f in zip(expected, found)]
-    shape = (len(prompts), settings.steps)
-    cosine_table = np.array(cosine, np.float64).reshape(shape)
+    errors = [np.linalg.norm(f - e) / np.linalg.norm(e) for e, f in zip(expected, found)]
     commands: tuple[str, ...] = ()
     if inputs_folder is not None:
         worst = int(cosine_table.mean(axis=0).argmin())
@@ -158,7 +186,22 @@ def compare(
         snr_db(*(rollout(p, conditionings[p][i], _reseed(settings, i), count.one) for p in (theirs, ours)))
         for i in range(len(prompts))
     ]
-    return Difference(cosine_table, np.array(error, np.float64).reshape(shape), np.array(snr), commands)
+    error_table = np.array(errors, np.float64).reshape(shape)
+    return Difference(cosine_table, error_table, np.array(snr), commands, cosines.get("trt_runner"), says)
+
+
+def calls_a_step(bundle: Bundle) -> int:
+    """How often the DiT is called for each prompt and step of a comparison."""
+    return 6 if bundle.backend == "tensorrt" else 5
+
+
+@contextmanager
+def _quiet_polygraphy() -> Iterator[None]:
+    severity, G_LOGGER.module_severity = G_LOGGER.module_severity, {"": G_LOGGER.CRITICAL}
+    try:
+        yield
+    finally:
+        G_LOGGER.module_severity = severity
 
 
 class _Counter:

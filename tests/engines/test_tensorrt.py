@@ -7,13 +7,16 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import fake_polygraphy
 import numpy as np
 import pytest
 from commands import QUICK_CALIBRATION, error_of, invoke
 from fake_gpu import FakeGPU, install
 from graphs import random_inputs, shapes_of
+from numpy.typing import NDArray
 from readme import ROOT
 
 from dit_trt.engines import cuda, tensorrt, tensorrt_api
@@ -42,16 +45,18 @@ def bundles(tiny: Path, tiny_table_file: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(params=["rtx", "full"])
-def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeGPU:
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGPU]:
     """Of both kinds, and a home without plans."""
     monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
-    return install(monkeypatch, full=request.param == "full")
+    yield install(monkeypatch, full=request.param == "full")
+    gc.collect()  # what is left on this GPU is freed on this one
 
 
 @pytest.fixture
-def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeGPU:
+def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGPU]:
     monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path / "home"))
-    return install(monkeypatch)
+    yield install(monkeypatch)
+    gc.collect()
 
 
 def both(bundle: Bundle, graph: str) -> tuple[TensorRTEngine, ONNXRuntimeEngine]:
@@ -209,10 +214,20 @@ def test_one_plan_for_all_windows_of_a_profile(bundles: dict[str, Bundle], gpu: 
         pipeline.step_engine_of(2, 7)
 
 
+def test_an_open_engine_does_not_hold_its_plan(bundles: dict[str, Bundle], gpu: FakeGPU, tmp_path: Path) -> None:
+    path, shapes = bundles["fp16"].path("step.onnx"), shapes_of(bundles["fp16"], "step")
+    kept = TensorRTEngine(path, shapes, cache=tmp_path)
+    [file] = tmp_path.glob("*.plan")
+    assert not [v for v in vars(kept).values() if isinstance(v, bytes)]
+    assert kept.plan == file.read_bytes() and kept.int8_matmuls()
+    alone = TensorRTEngine(path, shapes)
+    assert len(alone.plan) > 1000 and alone.int8_matmuls() == kept.int8_matmuls()
+
+
 def test_weights_that_stay_on_the_device(bundles: dict[str, Bundle], gpu: FakeGPU) -> None:
     path, shapes = bundles["fp16"].path("decoder.onnx"), shapes_of(bundles["fp16"], "decoder")
     engine = TensorRTEngine(path, shapes, options={"weight_streaming": 1000, "workspace": 10**8})
-    assert engine._engine.weight_streaming_budget_v2 == 1000
+    assert engine.cuda_engine.weight_streaming_budget_v2 == 1000
 
 
 # -------------------- whole
@@ -255,6 +270,36 @@ def test_dit_trt_diff_and_polygraphys_own_plan(bundles: dict[str, Bundle], rtx: 
     said = done.stdout + done.stderr
     assert "Finished engine building" in said, said
     assert done.returncode != 0 and "CUDA" in said
+
+
+def test_dit_trt_diff_in_polygraphys_runner(
+    bundles: dict[str, Bundle], rtx: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same plan without our runtime: level with it, and a fault in either fails."""
+    fake_polygraphy.install(monkeypatch, rtx)
+    arguments = ("diff", bundles["fp16"].folder, "--num-prompts", 2, "--steps", 3, "--min-cosine", 0.5)
+    found = json.loads(invoke(*arguments, "--json").stdout)
+    assert found["passed"] and found["trt_runner_worst_step_cosine"] == found["worst_step_cosine"]
+    assert "the same plan in Polygraphy's TrtRunner, without our runtime: worst step 0." in invoke(*arguments).stdout
+    alive = len(rtx.cuda.memory)
+    invoke(*arguments)
+    assert len(rtx.cuda.memory) == alive  # all of the runner's buffers are freed
+
+    from polygraphy.backend.trt import TrtRunner
+
+    infer = TrtRunner.infer_impl
+    monkeypatch.setattr(TrtRunner, "infer_impl", lambda self, feed_dict: _negated(infer(self, feed_dict)))
+    shown = invoke(*arguments, code=1).stdout
+    assert "FAIL: worst_step_cosine 0." in shown and "without our runtime: worst step -0." in shown
+
+
+def test_dit_trt_diff_where_polygraphy_finds_no_cuda(bundles: dict[str, Bundle], rtx: FakeGPU) -> None:
+    shown = invoke("diff", bundles["fp16"].folder, "--num-prompts", 1, "--steps", 2, "--min-cosine", 0.5).stdout
+    assert "Polygraphy's TrtRunner does not run here, so our runtime alone was compared: " in shown
+
+
+def _negated(outputs: dict[str, NDArray]) -> dict[str, NDArray]:
+    return {name: -value for name, value in outputs.items()}
 
 
 # -------------------- without

@@ -78,7 +78,7 @@ def command(
     settings = Pipeline(found).settings(**chosen)
     steps = settings.steps
 
-    from ..diff import compare
+    from ..diff import calls_a_step, compare
     from ..fidelity import deterministic_sampler
 
     if against is not None:
@@ -101,12 +101,17 @@ def command(
     bar = _default_bar(found) if min_cosine is None else min_cosine
     folder = home() / "diff" / found.folder.name
     say(f"comparing {found.folder.name} with {reference.folder.name}")
-    with progress("comparing", 5 * num_prompts * steps) as done:
+    with progress("comparing", calls_a_step(found) * num_prompts * steps) as done:
         result = compare(found, reference, prompts[:num_prompts], settings, folder, bar, done)
     _print(result, deterministic_sampler(settings))
-    passed = result.worst_step_cosine >= bar
+    by_polygraphy = result.trt_runner_worst_step_cosine
+    passed = result.worst_step_cosine >= bar and (by_polygraphy is None or by_polygraphy >= bar)
     verdict = "PASS" if passed else "FAIL"
     tell(f"{verdict}: worst_step_cosine {result.worst_step_cosine:.4f} (step {result.worst_step}), bar {bar:g}")
+    if by_polygraphy is not None:
+        tell(f"the same plan in Polygraphy's TrtRunner, without our runtime: worst step {by_polygraphy:.4f}")
+    elif result.trt_runner_says is not None:
+        tell(f"Polygraphy's TrtRunner does not run here, so our runtime alone was compared: {result.trt_runner_says}")
     tell("the worst step of the first prompt again, with Polygraphy and the package onnxruntime alone:")
     for line in result.polygraphy_commands:
         tell("  " + line)
@@ -114,6 +119,7 @@ def command(
     simulated = _simulated(found, reference, checkpoint, prompts[:num_prompts], settings, error) if simulate else {}
     return {
         **simulated,
+        **({"trt_runner_worst_step_cosine": by_polygraphy} if found.backend == "tensorrt" else {}),
         "passed": passed,
         "worst_step_cosine": result.worst_step_cosine,
         "worst_step": result.worst_step,
