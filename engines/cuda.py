@@ -46,6 +46,23 @@ def compute_capability(device: int) -> str:
     return ".".join(str(int(_checked(runtime().cudaDeviceGetAttribute(kind, device)))) for kind in attributes)
 
 
+def device_name(device: int) -> str:
+    name = _checked(runtime().cudaGetDeviceProperties(device)).name
+    return (name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0")
+
+
+def driver_version() -> str:
+    """The newest CUDA that the driver runs, as `13.1`."""
+    version = int(_checked(runtime().cudaDriverGetVersion()))
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def memory() -> tuple[int, int]:
+    """Free bytes of the current device, and all it has."""
+    free, total = _checked(runtime().cudaMemGetInfo())
+    return int(free), int(total)
+
+
 def use_device(device: int) -> None:
     _checked(runtime().cudaSetDevice(device))
 

@@ -19,6 +19,7 @@ from . import cuda, tensorrt_api
 from .errors import UserError
 from .tensorrt_account import Product, attention_nodes, int8_nodes, products_of_inspector, products_of_plan
 from .tensorrt_build import PlanOptions, Say, build_plan, check_targets
+from .tensorrt_kernels import KernelCache
 
 PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for compute capability 8.0 and later
 STEP_INPUT = "x"  # of the step graph, [batch, channels, latents]
@@ -225,16 +226,28 @@ class TensorRTEngine(TensorRTPlan):
         self._bound: set[str] = set()
         self._runs = 0
         self._graph: cuda.Graph | None = None
+        if self._kernels is not None and self._kernels.wanted:
+            self._compile(self._kernels)
+
+    def _compile(self, kernels: KernelCache) -> None:
+        """Run once on zeros, so that every kernel there is to compile is compiled and kept."""
+        for name in self.inputs:
+            self._buffers[name].host[...] = 0
+            self._buffers[name].upload()
+        self.launch()
+        kernels.keep()
 
     def _open(self) -> Any:
         """An execution context. TensorRT-RTX, which compiles its kernels here, captures its CUDA graph by itself."""
         trt, log = tensorrt_api.api(), tensorrt_api.log()
         self._captures = not hasattr(trt, "CudaGraphStrategy")
+        self._kernels: KernelCache | None = None
         if self._captures:
             context = self.cuda_engine.create_execution_context()
         else:
             config = self.cuda_engine.create_runtime_config()
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self._kernels = KernelCache(config, None if self._file is None else self._file.parent)
             context = self.cuda_engine.create_execution_context(config)
         if context is None:
             raise RuntimeError(log.take())
@@ -262,6 +275,11 @@ class TensorRTEngine(TensorRTPlan):
             self._buffers[name].download()
         self._stream.wait()
         return {name: np.array(self._buffers[name].host) for name in self.outputs}
+
+    def launch(self) -> None:
+        """The step again on what is on the device: nothing is copied, and it is waited for. What timing it takes."""
+        self._execute()
+        self._stream.wait()
 
     def _execute(self) -> None:
         """The first run sets up what must not be captured; the second is captured; from then on that is launched."""

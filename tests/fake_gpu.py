@@ -28,6 +28,7 @@ from dit_trt.engines.tensorrt_account import products_of_plan
 from dit_trt.engines.tensorrt_build import build_plan
 
 DEVICES = 2
+MEMORY = 10**10
 
 
 class FakeCuda:
@@ -69,6 +70,15 @@ class FakeCuda:
 
     def cudaGetDeviceCount(self) -> tuple:
         return 0, DEVICES
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple:
+        return 0, SimpleNamespace(name=b"Stand-in")
+
+    def cudaDriverGetVersion(self) -> tuple:
+        return 0, 13010
+
+    def cudaMemGetInfo(self) -> tuple:
+        return 0, MEMORY - sum(len(memory) for memory in self.memory.values()), MEMORY
 
     def cudaSetDevice(self, device: int) -> tuple:
         return (0 if device < DEVICES else 101,)
@@ -137,13 +147,14 @@ class FakeCuda:
 class FakeGPU:
     """TensorRT-RTX's module, or (full) one that looks like TensorRT's, with a runtime of our own; builds are counted.
 
-    fails: what executing says instead of computing.
+    fails: what executing says instead of computing. kernels: what compiling gives; compiled: how often it was done.
     """
 
     def __init__(self, full: bool):
         self.cuda, self.full = FakeCuda(), full
         self.builds: list[str] = []
         self.fails = False
+        self.kernels, self.compiled = b"kernels for this driver", 0
         self._graphs: dict[str, Path] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -200,15 +211,15 @@ class Engine:
     def get_tensor_format(self, name: str, profile: int) -> Any:
         return tensorrt_rtx.TensorFormat.LINEAR
 
-    def create_runtime_config(self) -> SimpleNamespace:
+    def create_runtime_config(self) -> RuntimeConfig:
         assert not self.gpu.full
-        return SimpleNamespace(cuda_graph_strategy=None)
+        return RuntimeConfig(self.gpu)
 
-    def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context:
         if config is not None:
             assert not self.gpu.full
             assert config.cuda_graph_strategy == tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return Context(self)
+        return Context(self, None if config is None else config.cache)
 
     def create_engine_inspector(self) -> SimpleNamespace:
         layers = [
@@ -223,9 +234,37 @@ class Engine:
         return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": layers}))
 
 
+class RuntimeConfig:
+    def __init__(self, gpu: FakeGPU):
+        self._gpu, self.cuda_graph_strategy, self.cache = gpu, None, None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self._gpu)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """Compiled kernels, told by what compiled them; a context that runs without them compiles."""
+
+    def __init__(self, gpu: FakeGPU):
+        self._gpu, self.content = gpu, b""
+
+    def serialize(self) -> bytes:
+        return self.content
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob != self._gpu.kernels:
+            return False
+        self.content = blob
+        return True
+
+
 class Context:
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, kernels: RuntimeCache | None):
+        self._engine, self._kernels = engine, kernels
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
@@ -266,6 +305,11 @@ class Context:
         return True
 
     def _compute(self) -> None:
+        gpu = self._engine.gpu
+        if self._kernels is not None and self._kernels.content != gpu.kernels:
+            gpu.compiled += 1
+            self._kernels.content = gpu.kernels
+
         def tensor(name: str) -> NDArray:
             return self._engine.gpu.cuda.array(self._addresses[name], self.get_tensor_shape(name), self._dtype(name))
 

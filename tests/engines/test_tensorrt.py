@@ -13,8 +13,9 @@ from pathlib import Path
 import fake_polygraphy
 import numpy as np
 import pytest
+import tensorrt_rtx
 from commands import QUICK_CALIBRATION, error_of, invoke
-from fake_gpu import FakeGPU, install
+from fake_gpu import FakeGPU, RuntimeCache, RuntimeConfig, install
 from graphs import random_inputs, shapes_of
 from numpy.typing import NDArray
 from readme import ROOT
@@ -77,6 +78,11 @@ def test_the_calls_are_those_of_nvidias_bindings() -> None:
         assert hasattr(real, name), name
     for kind, member in re.findall(r"(cuda\w+)\.(cudaMemcpy\w+|cudaStreamCaptureMode\w+)", source):
         assert hasattr(getattr(real, kind), member)
+    assert {"name", "totalGlobalMem"} <= set(dir(real.cudaDeviceProp))
+    for name in ("create_runtime_cache", "set_runtime_cache"):
+        assert hasattr(tensorrt_rtx.IRuntimeConfig, name) and hasattr(RuntimeConfig, name)
+    for name in ("serialize", "deserialize"):
+        assert hasattr(tensorrt_rtx.IRuntimeCache, name) and hasattr(RuntimeCache, name)
     assert {"cudaDevAttrComputeCapabilityMajor", "cudaDevAttrComputeCapabilityMinor"} <= set(dir(real.cudaDeviceAttr))
     assert [len(real.cudaGetDeviceCount()), len(real.cudaFree(0))] == [2, 1]
 
@@ -160,6 +166,30 @@ def test_a_plan_is_built_once(bundles: dict[str, Bundle], gpu: FakeGPU) -> None:
     for _ in range(3):
         opened(bundles["fp16"])
     assert gpu.builds == ["decoder.onnx"]
+
+
+def test_what_tensorrt_rtx_compiled_is_kept_for_the_next_process(
+    bundles: dict[str, Bundle], rtx: FakeGPU, tmp_path: Path
+) -> None:
+    """Kernels are compiled where a plan first runs; those of another driver are not taken, and replaced."""
+    first = opened(bundles["fp16"])
+    kept = list((tmp_path / "home" / "compiled").rglob("*.kernels"))
+    assert [file.read_bytes() for file in kept] == [rtx.kernels] and rtx.compiled == 1
+    latents = {"latents": np.ones(first.inputs["latents"], np.float32)}
+    expected = first.run(latents)
+    for name, array in opened(bundles["fp16"]).run(latents).items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert rtx.compiled == 1 and len(rtx.builds) == 1
+    rtx.kernels = b"kernels for the next driver"
+    opened(bundles["fp16"])
+    assert rtx.compiled == 2
+    kept = list((tmp_path / "home" / "compiled").rglob("*.kernels"))
+    assert [file.read_bytes() for file in kept] == [rtx.kernels]
+    opened(bundles["fp16"])
+    assert rtx.compiled == 2 and len(rtx.builds) == 1
+    kept[0].write_bytes(b"forged")  # the folder is no longer what was left there: plan and kernels are made anew
+    opened(bundles["fp16"])
+    assert rtx.compiled == 3 and len(rtx.builds) == 2
 
 
 def test_what_tensorrt_timed_is_kept_for_the_next_build(
