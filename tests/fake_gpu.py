@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tensorrt_rtx
@@ -155,7 +156,7 @@ class FakeGPU:
         self.builds: list[str] = []
         self.fails = False
         self.kernels, self.compiled = b"kernels for this driver", 0
-        self._graphs: dict[str, Path] = {}
+        self._graphs: dict[str, bytes] = {}
 
     def __getattr__(self, name: str) -> Any:
         if self.full and name in ("CudaGraphStrategy", "ComputeCapability"):
@@ -165,13 +166,13 @@ class FakeGPU:
     def build_plan(self, path: Path, *args: Any, **options: Any) -> bytes:
         plan = build_plan(path, *args, **options)
         self.builds.append(path.name)
-        self._graphs[hashlib.sha256(plan).hexdigest()] = path
+        self._graphs[hashlib.sha256(plan).hexdigest()] = onnx.load(path).SerializeToString()  # its folder may move
         return plan
 
     def Runtime(self, log: object) -> Any:
         def deserialize(plan: bytes) -> Engine | None:
-            path = self._graphs.get(hashlib.sha256(plan).hexdigest())
-            return None if path is None else Engine(self, path, plan)
+            graph = self._graphs.get(hashlib.sha256(plan).hexdigest())
+            return None if graph is None else Engine(self, graph, plan)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
@@ -179,11 +180,11 @@ class FakeGPU:
 class Engine:
     """One plan's graph, by ONNX Runtime."""
 
-    def __init__(self, gpu: FakeGPU, path: Path, plan: bytes):
+    def __init__(self, gpu: FakeGPU, graph: bytes, plan: bytes):
         self.gpu, self._plan = gpu, plan
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._inputs = {value.name: value.type for value in self.session.get_inputs()}
         self.shapes = {
             value.name: tuple(size if isinstance(size, int) else -1 for size in value.shape)
