@@ -1,16 +1,27 @@
-"""Calibration prompts: a text file or AudioCaps' CSV in, a seeded choice of sentences out."""
+"""Prompts and captions: a text file or AudioCaps' CSV in, sentences out, with their ids or as a seeded choice."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 from ..engines.errors import UserError
 
 CAPTION_COLUMN = "caption"
+ID_COLUMNS = ("id", "audiocap_id")  # the second is AudioCaps'
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence and the name of what is made from it: of a file, without its suffix."""
+
+    id: str
+    text: str
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -20,18 +31,50 @@ def read_prompts(path: str | Path) -> list[str]:
     missing, not UTF-8, without prompts or without that column.
     """
     path = Path(path)
+    text = _read(path)
+    prompts = _captions(path, text) if path.suffix.lower() == ".csv" else _lines(text)
+    if not prompts:
+        raise UserError(f"{path} holds no prompts: write one a line, or a CSV row each")
+    return prompts
+
+
+def read_captions(path: str | Path) -> list[Caption]:
+    """The captions of a file as `read_prompts` reads it, each with its id, which names its clip.
+
+    A CSV's are in its column `id`, or `audiocap_id` as in AudioCaps'. Captions without have their place in the file:
+    0001, 0002, ... Raises UserError as `read_prompts`, and for an id that is there twice or
+    cannot be a file's name.
+    """
+    path = Path(path)
+    texts = read_prompts(path)
+    ids = _ids(path, _read(path)) if path.suffix.lower() == ".csv" else None
+    if ids is None:
+        width = max(4, len(str(len(texts))))
+        return [Caption(f"{i + 1:0{width}}", text) for i, text in enumerate(texts)]
+    known: dict[str, int] = {}
+    for i, name in enumerate(ids):
+        if not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
+            raise UserError(f"{path}: the id {name[:40]!r} cannot name a file; use letters, digits, -, _ and .")
+        if (first := known.setdefault(name, i)) != i:
+            raise UserError(f"{path}: the id {name} is there twice (captions {first + 1} and {i + 1}); make ids unique")
+    return [Caption(name, text) for name, text in zip(ids, texts)]
+
+
+def _ids(path: Path, text: str) -> list[str] | None:
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+    column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or [])), None)
+    return None if column is None else [(row[column] or "").strip() for row in reader]
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no prompt file {path}: give a text file with one prompt a line, or AudioCaps' CSV") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"cannot read the prompt file {path}: {error.strerror}") from None
-    prompts = _captions(path, text) if path.suffix.lower() == ".csv" else _lines(text)
-    if not prompts:
-        raise UserError(f"{path} holds no prompts: write one a line, or a CSV row each")
-    return prompts
 
 
 def default_prompts() -> list[str]:

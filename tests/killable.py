@@ -68,6 +68,12 @@ def _calibrate(arguments: list[str]) -> None:
     calibration_table(Checkpoint.open(model), "openvino", options)
 
 
+def _evaluate(arguments: list[str]) -> None:
+    from dit_trt.tooling.cli import main
+
+    main(["evaluate", *arguments], standalone_mode=False)
+
+
 def _child(question: list, report: int) -> None:
     job, arguments, home, change, _ = question
     os.environ["DIT_TRT_HOME"] = home
@@ -83,7 +89,7 @@ def _child(question: list, report: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    {"build": _build, "calibrate": _calibrate}[job](arguments)
+    {"build": _build, "calibrate": _calibrate, "evaluate": _evaluate}[job](arguments)
 
 
 def _serve() -> None:

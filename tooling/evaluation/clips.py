@@ -1,0 +1,221 @@
+"""Captions and bundles in, a folder of WAVs a bundle out, clip by clip: what is finished is never lost or made twice.
+
+    FOLDER/evaluation.json          what is generated: captions, settings, seconds; another plan needs another folder
+    FOLDER/<name>/<caption id>.wav  16-bit PCM
+    FOLDER/<name>/clips.jsonl       a line a finished clip: id, caption, seed, file, sha256, seconds, step_ms
+
+A clip is written under another name, renamed, and then entered in the index. Whatever moment the process is killed at:
+a clip with its name is whole, and one without its line gets it on the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ...calib_data.reader import Caption
+from ...engines.errors import UserError
+from ...engines.home import flocked, flush, read_json, sha256
+from ...runtime.pipeline import Pipeline
+from ...runtime.settings import Settings
+from ...runtime.wav import write_wav
+
+PLAN, INDEX = "evaluation.json", "clips.jsonl"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished clip. Its sampling took `seconds`, `step_ms` a step (median); None where its line was lost."""
+
+    id: str
+    caption: str
+    seed: int
+    file: str
+    sha256: str
+    seconds: float | None = None
+    step_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is generated with every bundle: `variations` clips of each caption. seconds: their length."""
+
+    captions: tuple[Caption, ...]
+    settings: Settings
+    seconds: float
+    variations: int = 1
+
+    @property
+    def clips(self) -> list[tuple[Caption, int]]:
+        """Each clip's id with its text, and its seed: the settings' and a hash of the id, so of no order or number."""
+        found = []
+        for caption in self.captions:
+            for i in range(self.variations):
+                name = caption.id if self.variations == 1 else f"{caption.id}-{i + 1}"
+                found.append((Caption(name, caption.text), clip_seed(self.settings.seed, name)))
+        return found
+
+    def to_dict(self) -> dict:
+        return {
+            "captions": {caption.id: caption.text for caption in self.captions},
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "seconds": self.seconds,
+            "variations": self.variations,
+        }
+
+
+def clip_seed(seed: int, name: str) -> int:
+    """The seed of a clip: the run's plus 31 bits of the sha256 of its id, modulo 2^31."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return (seed + int.from_bytes(digest[:4], "little")) % 2**31
+
+
+@contextlib.contextmanager
+def evaluation_folder(folder: Path, plan: Plan, bundles: Mapping[str, str]) -> Iterator[None]:
+    """Hold `folder` for this plan, made now or begun before. bundles: name -> digest of what generates its clips.
+
+    Raises UserError when the folder holds another plan, or clips of another bundle of the same name, or something
+    else, or when another process is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PLAN).is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something else than an evaluation; give --output another folder")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(flocked(folder, wait=False))
+        except BlockingIOError:
+            raise UserError(f"another process is generating into {folder}; wait for it") from None
+        known = read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
+        wanted = plan.to_dict()
+        for part, value in wanted.items():
+            if known and known.get(part) != value:
+                raise UserError(f"{folder} was begun with other {part}; give the same, or --output another folder")
+        digests = known.get("bundles", {})
+        for name, digest in bundles.items():
+            if digests.get(name, digest) != digest:
+                raise UserError(
+                    f"{folder / name} holds clips of another build of {name}; delete that folder and its line in "
+                    f"{PLAN}, or give --output another folder"
+                )
+        _write_whole(folder / PLAN, json.dumps({**wanted, "bundles": {**digests, **bundles}}, indent=1))
+        yield
+
+
+class ClipFolder:
+    """The clips of one bundle: those that are finished, and where the others go."""
+
+    def __init__(self, folder: Path, plan: Plan):
+        self._folder, self._plan = folder, plan
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.tmp"):
+            part.unlink()
+        self.finished = self._known()
+
+    def _known(self) -> dict[str, Clip]:
+        """By id, in the plan's order; the index is rewritten when its last line was cut off or a clip had none."""
+        index = self._folder / INDEX
+        text = index.read_text("utf-8") if index.is_file() else ""
+        lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
+        entered = {clip.id: clip for clip in (Clip(**json.loads(line)) for line in lines)}
+        found = {}
+        for caption, seed in self._plan.clips:
+            file = f"{caption.id}.wav"
+            if not (self._folder / file).is_file():
+                continue
+            clip = entered.get(caption.id)
+            digest = sha256(self._folder / file)
+            if clip is not None and clip.sha256 != digest:
+                raise UserError(f"{self._folder / file} is not what was generated; delete it, and it is made again")
+            found[caption.id] = clip or Clip(caption.id, caption.text, seed, file, digest)
+        whole = "".join(json.dumps(asdict(clip)) + "\n" for clip in found.values())
+        if whole != text:
+            _write_whole(index, whole)
+        return found
+
+    def generate(self, pipeline: Pipeline, caption: Caption, seed: int) -> Clip:
+        """Make one clip and enter it. It equals the single run of its prompt and seed exactly."""
+        settings = replace(self._plan.settings, seed=seed)
+        made = next(iter(pipeline.generate([caption.text], settings, self._plan.seconds)))
+        path = self._folder / f"{caption.id}.wav"
+        write_wav(path, made.audio, made.sample_rate)
+        flush(path)
+        step = made.step_seconds
+        clip = Clip(
+            caption.id,
+            caption.text,
+            seed,
+            path.name,
+            sha256(path),
+            round(sum(step), 4),
+            round(1000 * statistics.median(step), 3),
+        )
+        with (self._folder / INDEX).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(clip)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.finished[clip.id] = clip
+        return clip
+
+
+def generate_all(
+    pipelines: Mapping[str, Callable[[], Pipeline]],
+    folder: Path,
+    plan: Plan,
+    done: Callable[[int], object] = lambda n: None,
+    one_by_one: bool = False,
+) -> dict[str, list[Clip]]:
+    """Every clip of every bundle, by name: what is there is kept. done(n) counts finished clips, those from before too.
+
+    The bundles take turns clip by clip, so that their times are of the same minutes; with one_by_one they follow each
+    other and only one is open, which takes less memory. pipelines open when first needed.
+    """
+    folders = {name: ClipFolder(folder / name, plan) for name in pipelines}
+    count = sum(len(each.finished) for each in folders.values())
+    done(count)
+    opened: dict[str, Pipeline] = {}
+    clips = [(name, *clip) for clip in plan.clips for name in pipelines]
+    for name, caption, seed in sorted(clips, key=lambda clip: list(pipelines).index(clip[0])) if one_by_one else clips:
+        if caption.id in folders[name].finished:
+            continue
+        if name not in opened:
+            if one_by_one:
+                opened.clear()
+            opened[name] = pipelines[name]()
+        folders[name].generate(opened[name], caption, seed)
+        count += 1
+        done(count)
+    order = [caption.id for caption, _ in plan.clips]
+    return {name: [each.finished[i] for i in order] for name, each in folders.items()}
+
+
+def read_clips(folder: Path) -> list[Clip]:
+    """The finished clips of one bundle's folder, in its index' order. Raises UserError where there is no index."""
+    index = folder / INDEX
+    if not index.is_file():
+        raise UserError(f"{folder} has no {INDEX}: give the folder of one bundle in an evaluation's")
+    try:
+        return [Clip(**json.loads(line)) for line in index.read_text("utf-8").splitlines()]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{index} is damaged ({error}); run the evaluation again") from None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_text(text, "utf-8")
+    flush(part)
+    part.replace(path)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The bundles' names in an evaluation: those of their folders. Raises UserError when two have one name."""
+    names = [folder.name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two of the bundles are called {name}; copy one to another name")
+    return names
