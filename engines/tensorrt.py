@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import cuda, tensorrt_api
 from .errors import UserError
 from .tensorrt_account import Product, attention_nodes, int8_nodes, products_of_inspector, products_of_plan
-from .tensorrt_build import PlanOptions, Say, build_plan, check_targets
+from .tensorrt_build import CURRENT, PlanOptions, Say, build_plan, check_targets
 from .tensorrt_kernels import KernelCache
 
 PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for compute capability 8.0 and later
@@ -107,7 +107,8 @@ class TensorRTPlan:
         self.options = _of_graph(path, options)
         check_targets(self.options.targets)
         self._device = device
-        target = "+".join(self.options.targets) or (PORTABLE if tensorrt_api.is_rtx() else self._gpu())
+        portable = tensorrt_api.is_rtx() and CURRENT not in self.options.targets
+        target = ("+".join(self.options.targets) or PORTABLE) if portable else self._gpu()
         identity = f"{tensorrt_api.version()} for {target}"
         timing = None if tensorrt_api.is_rtx() or cache is None else cache.parent / f"{identity}.timing"
 

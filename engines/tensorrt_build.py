@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import tensorrt_api
+from . import cuda, tensorrt_api
 from .errors import UserError
 
 Say = Callable[[str], object]
@@ -54,10 +54,16 @@ class PlanOptions:
         return cls(**plain)
 
 
+CURRENT = "current"
+
+
 def target_names() -> list[str]:
-    """The compute capabilities that this TensorRT builds for by name; none where it builds for its own GPU alone."""
+    """The compute capabilities that this TensorRT builds for by name; none where it builds for its own GPU alone.
+
+    `current` is that of the GPU which builds, whether it has a name there or not.
+    """
     kinds = getattr(tensorrt_api.api(), "ComputeCapability", None)
-    return [] if kinds is None else sorted(name.lower() for name in dir(kinds) if name.startswith("SM"))
+    return [] if kinds is None else sorted(n.lower() for n in dir(kinds) if n.startswith("SM") or n == CURRENT.upper())
 
 
 def check_targets(targets: tuple[str, ...]) -> None:
@@ -65,6 +71,8 @@ def check_targets(targets: tuple[str, ...]) -> None:
     if unknown := [target for target in targets if target not in known]:
         what = f"it builds for: {', '.join(known)}" if known else "it builds for the GPU that it runs on"
         raise UserError(f"{tensorrt_api.version()} has no target {', '.join(unknown)}; {what}")
+    if CURRENT in targets and (len(targets) > 1 or not cuda.device_count()):
+        raise UserError(f"the target {CURRENT} stands alone, for the GPU that is here, on a machine with one")
 
 
 def build_plan(

@@ -12,10 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from fake_gpu import FakeGPU, install
+from graphs import random_inputs, shapes_of
 
 from dit_trt.engines import tensorrt
+from dit_trt.engines.onnxruntime import ONNXRuntimeEngine
 from dit_trt.tooling import gpu_gemm, gpu_report
-from dit_trt.tooling.gpu_report import Report, command
+from dit_trt.tooling.gpu_report import Report, command, reference_engine
 from dit_trt.tooling.gpu_table import markdown
 from dit_trt.tooling.workflow import CalibrationOptions
 
@@ -141,3 +143,25 @@ def test_all_three_compute_the_same_product() -> None:
 def test_products_without_a_gpu_are_one_line() -> None:
     result = CliRunner().invoke(gpu_gemm.command, [])
     assert result.exit_code == 1 and result.output.startswith("Error: PyTorch sees no NVIDIA GPU here")
+
+
+def test_a_branch_in_bfloat16_is_what_onnx_runtime_computes_in_float32(
+    tiny: Path, tiny_table_file: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime refuses the graph as it is; the copy has the branch, and leaves nothing behind."""
+    from dit_trt.exporters.checkpoint import Checkpoint
+    from dit_trt.tooling.build import build_bundle
+    from dit_trt.tooling.recipe import Recipe
+
+    found = {}
+    for rank in (0, 8):
+        recipe, folder = Recipe("sqt", lora_rank=rank), tmp_path / "bundles" / str(rank)
+        bundle = build_bundle(Checkpoint.open(str(tiny)), recipe, "tensorrt", folder, tiny_table_file).bundle
+        path, shapes = bundle.path("step.onnx"), shapes_of(bundle, "step")
+        if rank:
+            with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+                ONNXRuntimeEngine(path, shapes)
+        found[rank] = reference_engine(path, shapes).run(random_inputs(bundle, "step"))["velocity"]
+    assert sorted(file.name for file in (tmp_path / "bundles").iterdir()) == ["0", "8"]
+    apart = np.linalg.norm(found[8] - found[0]) / np.linalg.norm(found[0])
+    assert 0.001 < apart < 0.3, "the branch is at work"

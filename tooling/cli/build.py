@@ -64,7 +64,7 @@ tensorrt = partial(click.option, cls=GroupedOption, group="TensorRT")
 @option("--dry-run", is_flag=True, help="Tell what each Linear would cost and write nothing.")
 @recipe_options
 @tensorrt("--profile", metavar="MIN,OPT,MAX", help="Latents one plan runs (default: the longest).")
-@tensorrt("--target", multiple=True, metavar="SM", help="Compute capabilities, as sm89.")
+@tensorrt("--target", multiple=True, metavar="SM", help="Compute capabilities, as sm89; current.")
 @tensorrt("--workspace-mb", metavar="N", type=click.IntRange(1), help="Scratch memory of one kernel.")
 @tensorrt("--weight-streaming-mb", metavar="N", type=click.IntRange(1), help="Weights kept on the device.")
 @calibration("--prompts", metavar="FILE", shell_complete=files, help="One prompt a line, or an AudioCaps CSV.")

@@ -107,12 +107,13 @@ def test_a_clip_that_was_changed_is_not_taken(finished: Path) -> None:
 
 
 def test_a_folder_is_for_one_plan_and_one_build_of_each_bundle(tmp_path: Path) -> None:
-    with evaluation_folder(tmp_path, PLAN, {"sqs": "d1"}):
-        with (
-            pytest.raises(UserError, match="another process is generating into"),
-            evaluation_folder(tmp_path, PLAN, {}),
-        ):
-            pass
+    first = evaluation_folder(tmp_path, PLAN, {"sqs": "d1"})
+    with (
+        first,
+        pytest.raises(UserError, match="another process is generating into"),
+        evaluation_folder(tmp_path, PLAN, {}),
+    ):
+        pass
     with evaluation_folder(tmp_path, PLAN, {"fp32": "d2"}):  # more bundles may join
         pass
     assert json.loads((tmp_path / "evaluation.json").read_text())["bundles"] == {"sqs": "d1", "fp32": "d2"}

@@ -1,0 +1,97 @@
+"""Weight-free metrics: exact cases, the formulas by scipy, and what cannot be compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.signal
+from numpy.typing import NDArray
+
+from dit_trt.engines.errors import UserError
+from dit_trt.tooling.evaluation.waveform import (
+    check_sound,
+    clipped_share,
+    log_mel_db,
+    loudness_lufs,
+    multi_resolution_stft,
+)
+
+RATE = 44100
+
+
+def sound(seed: int = 0, samples: int = RATE) -> NDArray[np.float32]:
+    return (0.2 * np.random.default_rng(seed).standard_normal((2, samples))).astype(np.float32)
+
+
+def test_a_sound_is_no_different_from_itself() -> None:
+    assert log_mel_db(sound(), sound(), RATE) == 0
+    assert multi_resolution_stft(sound(), sound()) == 0
+
+
+def test_twice_as_loud() -> None:
+    assert log_mel_db(sound(), 2 * sound(), RATE) == pytest.approx(20 * np.log10(2), rel=1e-4)
+    assert multi_resolution_stft(sound(), 2 * sound()) == pytest.approx(1 + np.log(2), rel=1e-4)
+
+
+def test_the_stft_distance_is_that_of_the_formulas() -> None:
+    a, b = sound(1), sound(2)
+    expected = 0.0
+    for size in (512, 1024, 2048):
+        window = scipy.signal.get_window("hann", size)
+        x, y = (
+            np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(s.mean(0), size)[:: size // 4] * window))
+            for s in (a, b)
+        )
+        expected += np.linalg.norm(x - y) / np.linalg.norm(x) + np.abs(np.log(x) - np.log(y)).mean()
+    assert multi_resolution_stft(a, b) == pytest.approx(expected / 3, rel=0.02)  # but for the frames at the ends
+
+
+def test_noise_is_farther_the_louder() -> None:
+    distances = [multi_resolution_stft(sound(), sound() + level * sound(5)) for level in (0.01, 0.1, 1.0)]
+    assert distances == sorted(distances) and distances[0] > 0
+    mels = [log_mel_db(sound(), sound() + level * sound(5), RATE) for level in (0.01, 0.1, 1.0)]
+    assert mels == sorted(mels)
+
+
+def test_clipping_is_runs_at_full_scale() -> None:
+    audio = np.zeros((1, 10), np.float32)
+    audio[0, 3] = 1.0
+    assert clipped_share(audio) == 0  # the peak of a normalised clip
+    audio[0, 5:8] = [-1.0, 1.0, 1.0]
+    assert clipped_share(audio) == pytest.approx(0.3)
+
+
+def test_loudness_is_bs_1770() -> None:
+    """ITU-R BS.1770-4: a 997 Hz sine at full scale in one channel is -3.01 LUFS."""
+    sine = np.sin(2 * np.pi * 997 * np.arange(5 * RATE) / RATE)
+    audio = np.stack([sine, 0 * sine]).astype(np.float32)
+    assert loudness_lufs(audio, RATE) == pytest.approx(-3.01, abs=0.05)
+    assert loudness_lufs(0.1 * audio, RATE) == pytest.approx(-23.01, abs=0.05)
+    assert loudness_lufs(np.zeros((2, RATE), np.float32), RATE) == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "said"),
+    [
+        (sound(), sound(0, RATE // 2), r"clips of \(2, 44100\) and \(2, 22050\)"),
+        (sound(), sound() * np.float32("nan"), "the clip holds NaN or infinity"),
+        (0 * sound(), sound(), "the reference clip is silent"),
+        (sound(0, 100), sound(0, 100), "a clip of 100 samples is too short"),
+    ],
+)
+def test_what_cannot_be_compared(expected: NDArray, found: NDArray, said: str) -> None:
+    for call in (lambda: log_mel_db(expected, found, RATE), lambda: multi_resolution_stft(expected, found)):
+        with pytest.raises(UserError, match=said):
+            call()
+
+
+def test_broken_sounds_are_named() -> None:
+    for audio, said in (
+        (sound(0, 0), "x is empty"),
+        (0 * sound(), "x is silent"),
+        (sound() * np.float32("nan"), "x holds NaN"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_sound(audio, "x")
+    with pytest.raises(UserError, match=r"a loudness needs 0\.4 s of sound, not 0\.20"):
+        loudness_lufs(sound(0, RATE // 5), RATE)

@@ -1,0 +1,82 @@
+"""What needs no network: how a clip's sound differs from FP32's of the same caption and seed, and how loud it is."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engines.errors import UserError
+from ...runtime.griffin_lim import stft
+from ..fidelity import log_mel_distance
+
+Float = NDArray[np.float32]
+FFT_SIZES = (512, 1024, 2048)
+FULL_SCALE = 32766 / 32768
+SHORTEST_LOUDNESS = 0.4  # seconds: a gating block of BS.1770
+
+
+def check_sound(audio: Float, name: str) -> None:
+    """audio float32 [channels, samples]. Raises UserError, naming the clip, for NaN, infinity, silence or nothing."""
+    if not audio.size:
+        raise UserError(f"{name} is empty")
+    if not np.isfinite(audio).all():
+        raise UserError(f"{name} holds NaN or infinity")
+    if not audio.any():
+        raise UserError(f"{name} is silent: nothing can be compared with it")
+
+
+def log_mel_db(expected: Float, found: Float, sample_rate: int) -> float:
+    """Mean absolute difference, in dB, of log-mel spectrograms (`fidelity.log_mel_distance`); [channels, n] each."""
+    _check_pair(expected, found)
+    return log_mel_distance(expected, found, sample_rate)
+
+
+def multi_resolution_stft(expected: Float, found: Float) -> float:
+    """Spectral convergence plus log-magnitude distance, the mean over three STFTs (Yamamoto et al. 2020, eq. 3 to 6).
+
+    || |S| - |S'| ||_F / || |S| ||_F + mean |ln |S| - ln |S'||; Hann windows of 512, 1024 and 2048 samples, hops of a
+    quarter; magnitudes are floored 100 dB below the expected clip's largest. Both [channels, samples]; the channels'
+    mean is compared.
+    """
+    _check_pair(expected, found)
+    total = 0.0
+    for size in FFT_SIZES:
+        a, b = (np.abs(stft(audio.mean(axis=0), size, size // 4)).astype(np.float64) for audio in (expected, found))
+        floor = a.max() * 1e-5
+        logs = np.log(np.maximum(a, floor)) - np.log(np.maximum(b, floor))
+        total += float(np.linalg.norm(a - b) / np.linalg.norm(a) + np.abs(logs).mean())
+    return total / len(FFT_SIZES)
+
+
+def _check_pair(expected: Float, found: Float) -> None:
+    if expected.shape != found.shape:
+        raise UserError(f"clips of {expected.shape} and {found.shape} (channels, samples) cannot be compared")
+    for audio, name in ((expected, "the reference clip"), (found, "the clip")):
+        if not np.isfinite(audio).all():
+            raise UserError(f"{name} holds NaN or infinity")
+    check_sound(expected, "the reference clip")
+    if expected.shape[1] < max(FFT_SIZES):
+        raise UserError(f"a clip of {expected.shape[1]} samples is too short to compare; at least {max(FFT_SIZES)}")
+
+
+def clipped_share(audio: Float) -> float:
+    """The share of samples in runs of two or more at full scale: a peak-normalised clip touches it once."""
+    full = np.abs(audio) >= FULL_SCALE
+    padded = np.pad(full, ((0, 0), (1, 1)))
+    return float((full & (padded[:, :-2] | padded[:, 2:])).mean()) if audio.size else 0.0
+
+
+def loudness_lufs(audio: Float, sample_rate: int) -> float:
+    """Integrated loudness by ITU-R BS.1770-4 (pyloudnorm), in LUFS; -inf for what is under its gate.
+
+    Raises UserError for less than 0.4 s.
+    """
+    import pyloudnorm
+
+    if audio.shape[1] < SHORTEST_LOUDNESS * sample_rate:
+        raise UserError(f"a loudness needs {SHORTEST_LOUDNESS} s of sound, not {audio.shape[1] / sample_rate:.2f}")
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.simplefilter("ignore")  # of the logarithm of silence, whose answer is -inf
+        return float(pyloudnorm.Meter(sample_rate).integrated_loudness(audio.T.astype(np.float64)))
