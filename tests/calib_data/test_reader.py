@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_trt.calib_data.reader import (
+    Caption,
     ablation_prompts,
     choose_prompts,
     default_prompts,
     heldout_prompts,
+    read_captions,
     read_prompts,
 )
 from dit_trt.engines.errors import UserError
@@ -153,3 +155,19 @@ def test_the_ablations_prompts_are_held_out():
     prompts = ablation_prompts()
     assert len(normalised(prompts)) == len(prompts) >= 16
     assert normalised(prompts).isdisjoint(normalised(default_prompts()) | normalised(heldout_prompts()))
+
+
+def test_captions_have_ids(tmp_path):
+    """AudioCaps' own columns, ours, and files without."""
+    rows = "audiocap_id,youtube_id,start_time,caption\n91139,r1nicOVtvkQ,130,A woman talks nearby\n58146,x,0,Rain\n"
+    (tmp_path / "audiocaps.csv").write_text(rows)
+    assert read_captions(tmp_path / "audiocaps.csv") == [
+        Caption("91139", "A woman talks nearby"),
+        Caption("58146", "Rain"),
+    ]
+    (tmp_path / "ours.csv").write_text("caption,id,audiocap_id\nRain,r.1,7\n")
+    assert read_captions(tmp_path / "ours.csv") == [Caption("r.1", "Rain")]
+    (tmp_path / "plain.csv").write_text("caption\nRain\nSnow\n")
+    (tmp_path / "lines.txt").write_text("# sounds\nRain\n\nSnow\n")
+    for name in ("plain.csv", "lines.txt"):
+        assert read_captions(tmp_path / name) == [Caption("0001", "Rain"), Caption("0002", "Snow")]

@@ -121,8 +121,8 @@ class ClipFolder:
         """By id, in the plan's order; the index is rewritten when its last line was cut off or a clip had none."""
         index = self._folder / INDEX
         text = index.read_text("utf-8") if index.is_file() else ""
-        lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-        entered = {clip.id: clip for clip in (Clip(**json.loads(line)) for line in lines)}
+        whole_lines = text[: text.rfind("\n") + 1]
+        entered = {clip.id: clip for clip in _parsed(whole_lines, index)}
         found = {}
         for caption, seed in self._plan.clips:
             file = f"{caption.id}.wav"
@@ -199,10 +199,14 @@ def read_clips(folder: Path) -> list[Clip]:
     index = folder / INDEX
     if not index.is_file():
         raise UserError(f"{folder} has no {INDEX}: give the folder of one bundle in an evaluation's")
+    return _parsed(index.read_text("utf-8"), index)
+
+
+def _parsed(text: str, index: Path) -> list[Clip]:
     try:
-        return [Clip(**json.loads(line)) for line in index.read_text("utf-8").splitlines()]
+        return [Clip(**json.loads(line)) for line in text.splitlines()]
     except (TypeError, ValueError) as error:
-        raise UserError(f"{index} is damaged ({error}); run the evaluation again") from None
+        raise UserError(f"{index} is damaged ({error}); delete it: clips that are there are entered again") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -157,8 +157,9 @@ def test_without_an_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no clips\.jsonl: give the folder of one bundle"):
         read_clips(tmp_path)
     (tmp_path / "clips.jsonl").write_text('{"id": 3}\n')
-    with pytest.raises(UserError, match="is damaged"):
-        read_clips(tmp_path)
+    for read in (read_clips, lambda folder: ClipFolder(folder, PLAN)):
+        with pytest.raises(UserError, match=r"clips\.jsonl is damaged .*; delete it: clips that are there are entered"):
+            read(tmp_path)
 
 
 def test_a_full_disk_loses_nothing(finished: Path, pipelines: dict, monkeypatch: pytest.MonkeyPatch) -> None:
