@@ -44,14 +44,17 @@ def _ranges(analysis: Analysis) -> str:
 
 
 def _smoothing(analysis: Analysis) -> str:
-    ratios = analysis.smoothing.ratios()
+    ratios, recipe = analysis.smoothing.ratios(), analysis.recipe
+    which = "as this bundle has it"
+    if recipe.groups or recipe.requantizes:
+        which = "of its first group of steps" if recipe.groups else "of its stored weights: it changes with the step"
     found = (
-        f"Largest over median channel: activations {ratios['x_before']:.2f} before and {ratios['x_after']:.2f} "
-        f"after, weights {ratios['w_before']:.2f} before and {ratios['w_after']:.2f} after."
+        f"Largest over median channel: activations {ratios['x_before']:.2f} before and {ratios['x_after']:.2f} after, "
+        f"weights {ratios['w_before']:.2f} before and {ratios['w_after']:.2f} after."
     )
     return (
-        "Largest magnitude of every input channel, over all steps of the calibration: |X| and |X| / s on the left, "
-        "|W| and s |W| on the right, with s as this bundle has it (eq. 3-5). "
+        "Largest magnitude of every input channel, over all steps of the calibration: |X| and |X| / s on the "
+        f"left, |W| and s |W| on the right, with s (eq. 3-5) {which}. "
         + (found if analysis.is_smoothed else "This bundle does not smooth this Linear: the lines lie on each other.")
     )
 
