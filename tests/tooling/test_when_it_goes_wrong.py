@@ -121,6 +121,10 @@ class Desk:
         self.monkeypatch.setattr("dit_trt.engines.tensorrt.TensorRTPlan.fused_nodes", lambda self: set())
         return self.build(*QUICK_CALIBRATION, "--backend", "tensorrt")
 
+    def analyze_float(self) -> str:
+        invoke("build", "--model", self.model, "--method", "none", "--backend", "openvino", "--output", "float")
+        return error_of("analyze", "float")
+
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
         Path("home/bundles/one/step.onnx").unlink()
@@ -223,6 +227,12 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the recipe … is not valid TOML: …": lambda d: d.build("--recipe", d.write("r.toml", b"method")),
     "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
     "--budget-mb … is too small: …": lambda d: error_of("sensitivity", "--model", d.model, "--budget-mb", 0.1),
+    "no Linear … in a block (one of: …)": lambda d: error_of("analyze", d.bundle, "--linear", "ff.2"),
+    "--step … is outside …, the steps of this run": lambda d: error_of("analyze", d.bundle, "--step", 100),
+    "… is FP32: there is nothing to compare; name a quantized bundle": lambda d: d.analyze_float(),
+    "… holds …, which is of no analysis; choose another --output": lambda d: error_of(
+        "analyze", d.bundle, "--output", "model"
+    ),
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
     "include, exclude and bits_for leave nothing to quantize; …": lambda d: d.build("--exclude", "*"),
     "OpenVINO has no device … here; available: …": lambda d: d.run("rain", "--device", "TPU"),

@@ -78,7 +78,8 @@ def command(
     choice = Choice(linear, block, step)
     analysis = analyze(found, prompt, settings, choice, steps_sampled, not no_audio, progress, say)
     options = {"--prompt": prompt, "--step": analysis.step, "--block": analysis.linear.block, "--linear": linear}
-    words = [str(word) for pair in options.items() for word in pair]
+    options |= {"--steps": analysis.settings.steps, "--steps-sampled": steps_sampled}
+    words = [str(word) for pair in options.items() for word in pair] + ["--no-audio"] * no_audio
     result = write_analysis(analysis, target, shlex.join(["dit-trt", "analyze", found.folder.name, *words]))
     for path in result["files"]:
         tell(path)
