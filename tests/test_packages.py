@@ -12,6 +12,7 @@ PAGE = (ROOT / "docs" / "packages.md").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 IMPORT_NAMES = {  # where they differ by more than - and _
     "scikit-learn": "sklearn",
+    "pillow": "PIL",
     "onnxruntime-gpu": "onnxruntime",
     "nvidia-modelopt": "modelopt",
     "tensorrt-rtx-cu13": "tensorrt_rtx",
@@ -21,7 +22,6 @@ NOT_IMPORTED = {
     "onnxscript",
     "einops",
     "einops-exts",
-    "pillow",
     "tqdm",
     "diffusers",
     "transformers",

@@ -134,6 +134,10 @@ class Desk:
         manifest = json.loads((self.bundle / MANIFEST).read_text())
         write_manifest(self.bundle, {key: value for key, value in manifest.items() if key not in ("files", "format")})
 
+    def analyze_float(self) -> str:
+        invoke("build", "--model", self.model, "--method", "none", "--backend", "openvino", "--output", "float")
+        return error_of("analyze", "float")
+
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
         Path("home/bundles/one/step.onnx").unlink()
@@ -236,6 +240,12 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the recipe … is not valid TOML: …": lambda d: d.build("--recipe", d.write("r.toml", b"method")),
     "the recipe …: unknown key …": lambda d: d.build("--recipe", d.write("r.toml", b"metod = 'sqs'")),
     "--budget-mb … is too small: …": lambda d: error_of("sensitivity", "--model", d.model, "--budget-mb", 0.1),
+    "no Linear … in a block (one of: …)": lambda d: error_of("analyze", d.bundle, "--linear", "ff.2"),
+    "--step … is outside …, the steps of this run": lambda d: error_of("analyze", d.bundle, "--step", 100),
+    "… is FP32: there is nothing to compare; name a quantized bundle": lambda d: d.analyze_float(),
+    "… holds …, which is of no analysis; choose another --output": lambda d: error_of(
+        "analyze", d.bundle, "--output", "model"
+    ),
     "… holds no prompts: …": lambda d: d.build("--prompts", d.write("p.txt", b"")),
     "there is no embedder …; there are: …": lambda d: d.evaluate("--metrics", "fid"),
     "…'s weights are not ours to ship: …": lambda d: d.evaluate("--metrics", "openl3"),

@@ -11,6 +11,7 @@ COMMANDS = {
     "build": "Quantize a model and build its engine bundle.",
     "run": "Generate sound from prompts.",
     "diff": "Compare a quantized bundle with FP32, step by step.",
+    "analyze": "Draw activations, ranges, smoothing and errors of a bundle.",
     "sensitivity": "Rank Linears by the error they cause; choose bits for each.",
     "evaluate": "Clips of a caption list, scored: the paper's Table 1.",
     "bench": "Time one step by every means there is here.",
