@@ -37,6 +37,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.sources: list[tuple[str, str]] = []
         self.words: list[str] = []
+        self.tables: list[list[list[str]]] = []
         self._open: list[str] = []
         self.feed(text)
         self.close()
@@ -44,6 +45,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
         self.sources += [(tag, value or "") for name, value in attrs if name in ("src", "href", "srcset", "data")]
         assert not [name for name, _ in attrs if name.startswith("on")]
         if tag not in ("meta", "img", "br", "link"):
@@ -54,6 +61,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+        if self._open and self._open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +134,16 @@ def test_the_report_says_what_was_given_to_the_letter(page: Page, tiny_sqs: Bund
         assert kind in words
     assert page.tags.count("table") == 4
     assert page.tags.count("figcaption") == len(FIGURES)
+
+
+def test_the_tables_are_the_numbers(written: tuple[Path, dict], page: Page, tiny_sqs: Bundle) -> None:
+    _, value = written
+    _, ranges, worst, sizes = page.tables
+    growths = ["-" if row["growth"] is None else f"{row['growth']:.2f}" for row in value["ranges"]]
+    assert [(row[0], row[3]) for row in ranges[1:]] == list(zip([row["kind"] for row in value["ranges"]], growths))
+    layers = [(row["name"], f"{100 * row['relative_error']:.2f} %", str(row["worst_step"])) for row in value["layers"]]
+    assert [tuple(row) for row in worst[1:]] == layers[:10]
+    assert sizes[-1] == ["all", sizes[-1][1], f"{tiny_sqs.size_bytes / 1e6:.2f}"]
 
 
 def test_what_the_report_shows_is_what_lies_beside_it(written: tuple[Path, dict], page: Page) -> None:

@@ -61,9 +61,11 @@ def new_figure(height: float, width: float = 8.0) -> Figure:
 
 
 def magnitudes(axis: Axes) -> None:
-    """A logarithmic y axis whose labels are plain numbers, three a decade at most."""
+    """A logarithmic y axis whose labels are plain numbers, three a decade at most; linear where all is zero."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+    if max(one.dataLim.y1 for one in axis.get_shared_y_axes().get_siblings(axis)) <= 0:
+        return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
