@@ -12,6 +12,7 @@ COMMANDS = {
     "run": "Generate sound from prompts.",
     "diff": "Compare a quantized bundle with FP32, step by step.",
     "sensitivity": "Rank Linears by the error they cause; choose bits for each.",
+    "listen": "A blind listening test as one page; score what raters said.",
     "bench": "Time one step by every means there is here.",
     "list": "List the bundles in the home folder.",
     "inspect": "Show what a bundle is made of.",
