@@ -1,6 +1,6 @@
-"""The picture of docs/listening.md: `python tests/screenshots.py survey.html docs/listening.png` (from `tests/`' parent).
+"""The picture of docs/listening.md: `python tests/screenshots.py survey.html docs/listening.png`.
 
-A survey's page goes in, a question of it as a desktop and as a phone show it comes out, side by side, in the light theme.
+A survey's page goes in; a question of it as a desktop and as a phone show it comes out, side by side, light theme.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ import base64
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import browser
 
-DESKTOP, PHONE = {"width": 900, "height": 780}, {"width": 375, "height": 780}
-BOARD = """<body style="margin: 0; padding: 24px; background: #d9dce1; display: flex; gap: 24px; width: max-content">
-{}</body>"""
+if TYPE_CHECKING:
+    from playwright.sync_api import Playwright
+
+DESKTOP, PHONE = {"width": 860, "height": 812}, {"width": 375, "height": 812}
+STYLE = (
+    "margin: 0; padding: 24px; background: #d9dce1; display: flex; gap: 24px; align-items: start; width: max-content"
+)
+BOARD = f'<!doctype html><body style="{STYLE}">{{}}</body>'
 
 
-def take(page: Path, target: Path) -> None:
+def take(running: Playwright, page: Path, target: Path) -> None:
     """Answer the first two questions, and show the third when it is heard and rated."""
-    with browser.playwright() as running, tempfile.TemporaryDirectory() as profiles:
+    with tempfile.TemporaryDirectory() as profiles:
         shots = []
         for name, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
             context = browser.start(running, Path(profiles) / name, viewport=viewport, color_scheme="light")
@@ -33,7 +39,6 @@ def take(page: Path, target: Path) -> None:
                 tab.keyboard.press(rating)
                 if rating != "5":
                     tab.keyboard.press("Enter")
-            tab.locator("#caption").blur()
             shots.append(tab.screenshot())
             context.close()
         context = browser.start(running, Path(profiles) / "board", viewport={"width": 1400, "height": 900})
@@ -46,4 +51,5 @@ def take(page: Path, target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    take(Path(sys.argv[1]), Path(sys.argv[2]))
+    with browser.playwright() as running:
+        take(running, Path(sys.argv[1]), Path(sys.argv[2]))

@@ -214,13 +214,8 @@ def test_every_data_file_is_packaged():
             ]
             assert matching, f"{package}/{name} would be missing from a wheel"
             checked.append(name)
-    assert {
-        "demo/model_config.json",
-        "demo/model.safetensors",
-        "demo/tokenizer.json",
-        "prompts.txt",
-        "survey.js",
-    } <= set(checked)
+    assert {"demo/model_config.json", "demo/model.safetensors", "demo/tokenizer.json"} <= set(checked)
+    assert {"prompts.txt", "survey.html", "survey.css", "survey.js"} <= set(checked)
     assert (ROOT / "py.typed").is_file()
     assert "py.typed" in patterns["dit_trt"]
 

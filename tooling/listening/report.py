@@ -11,7 +11,7 @@ from ...engines.errors import UserError
 from .scores import METHOD, Score
 
 TABLE, PLOTS = "results.md", ("results.png", "results.svg")
-HEAD = ("model", "mean", "95 % interval", "ratings", "to the first", "95 % interval")
+HEAD = ("model", "mean", "95 % interval", "ratings", "difference", "95 % interval")
 
 
 def check_plots() -> None:

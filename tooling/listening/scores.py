@@ -17,7 +17,7 @@ LEVEL = (2.5, 97.5)  # percentiles
 Interval = tuple[float, float]
 METHOD = (
     f"95 % intervals: percentile bootstrap, {RESAMPLES:,} resamples of raters and of prompts (both drawn anew, with "
-    "replacement; the same draw for every model)"
+    "replacement, the same draw for every model); differences are from the first model"
 )
 
 

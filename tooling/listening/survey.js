@@ -143,8 +143,8 @@ function rate(value) {
   state.ratings[id] = value;
   state.saved = null;
   keep();
+  say("");
   update();
-  say(`Rated ${value}.`);
 }
 
 function begin(rater) {

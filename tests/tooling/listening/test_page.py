@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import browser
 import pytest
+import screenshots
 from surveys import CAPTIONS, MODELS, sounds
 
 from dit_trt.tooling.listening.answers import read_answers
@@ -96,7 +98,10 @@ def test_a_sound_plays_and_can_be_rated_after_its_end_only(visit):
     assert rating(page, 3).is_disabled()
     until(page, "sound.ended")
     assert page.evaluate("sound.duration") == pytest.approx(0.4, abs=0.01)
+    assert page.locator("#heard").text_content() == "Heard. Now rate it."
     rating(page, 3).click()
+    assert page.locator("#heard").text_content() == "Rated 3."
+    assert page.locator("#status").text_content() == ""
     assert rating(page, 3).get_attribute("aria-pressed") == "true"
     rating(page, 5).click()
     assert [rating(page, value).get_attribute("aria-pressed") for value in range(1, 6)] == [*["false"] * 4, "true"]
@@ -282,7 +287,7 @@ def test_every_control_has_a_name(visit):
         assert page.get_by_role("button", name=name, exact=True).count() == 1, name
     assert page.get_by_role("group", name="How well does the sound fit these words?").count() == 1
     assert page.get_by_role("progressbar", name="Question 1 of 15, 0 rated").count() == 1
-    assert page.get_by_role("status").count() == 1
+    assert page.get_by_role("status").count() == 2  # of the sound, and of the page
     assert page.evaluate("document.activeElement.id") == "caption"
     assert page.evaluate("document.documentElement.lang") == "en"
 
@@ -339,6 +344,20 @@ def test_text_can_be_read_in_both_themes(visit, scheme):
         low, high = sorted((luminance(ink), luminance(paper)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, paper)
     assert (luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.2) == (scheme == "dark")
+
+
+def test_a_message_is_in_sight_on_a_phone(visit):
+    page = visit(viewport={"width": 375, "height": 667})
+    begin(page, "Ada")
+    page.keyboard.press("3")
+    box = page.locator("#status").bounding_box()
+    assert box["y"] + box["height"] <= 667
+
+
+def test_the_picture_of_the_documentation(playwright, survey, tmp_path):
+    screenshots.take(playwright, survey.page, tmp_path / "shot.png")
+    width, height = struct.unpack(">II", (tmp_path / "shot.png").read_bytes()[16:24])
+    assert (width, height) == (860 + 375 + 3 * 24, 812 + 2 * 24)
 
 
 # -------------------- nothing leaves the page, nothing tells which is which
