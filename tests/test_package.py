@@ -202,19 +202,20 @@ def test_every_folder_with_modules_is_a_listed_package():
 def test_every_data_file_is_packaged():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
     checked = []
-    for package in ("models", "calib_data"):
+    for package in ("models", "calib_data", "tooling/listening"):
         for path in (ROOT / package).rglob("*"):
             if path.is_dir() or path.suffix == ".py" or "__pycache__" in path.parts:
                 continue
             name = path.relative_to(ROOT / package).as_posix()
             matching = [
                 pattern
-                for pattern in patterns[f"dit_trt.{package}"]
+                for pattern in patterns["dit_trt." + package.replace("/", ".")]
                 if fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
             ]
             assert matching, f"{package}/{name} would be missing from a wheel"
             checked.append(name)
-    assert {"demo/model_config.json", "demo/model.safetensors", "demo/tokenizer.json", "prompts.txt"} <= set(checked)
+    assert {"demo/model_config.json", "demo/model.safetensors", "demo/tokenizer.json"} <= set(checked)
+    assert {"prompts.txt", "survey.html", "survey.css", "survey.js"} <= set(checked)
     assert (ROOT / "py.typed").is_file()
     assert "py.typed" in patterns["dit_trt"]
 

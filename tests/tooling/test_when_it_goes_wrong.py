@@ -14,6 +14,7 @@ import torch
 from commands import QUICK_CALIBRATION, error_of, invoke
 from fake_gpu import install
 from safetensors.torch import load_file, save_file
+from surveys import write_answers
 from tiny import write_t5
 
 from dit_trt.engines.bundle import Bundle
@@ -137,6 +138,19 @@ class Desk:
     def analyze_float(self) -> str:
         invoke("build", "--model", self.model, "--method", "none", "--backend", "openvino", "--output", "float")
         return error_of("analyze", "float")
+
+    def clips(self, folder: str, samples: int) -> None:
+        write_wav(Path(folder) / "1.wav", np.ones((2, samples), np.float32), 8000)
+        entry = {"id": "1", "caption": "rain", "seed": 1, "file": "1.wav"}
+        (Path(folder) / "clips.jsonl").write_text(json.dumps(entry))
+
+    def listen(self) -> str:
+        return error_of("listen", "--clips", "clips", "--num-prompts", 1, "--output", "out")
+
+    def answered_otherwise(self) -> str:
+        invoke("listen", "--clips", "clips", "--num-prompts", 1, "--output", "model/survey")
+        write_answers(Path("answers/a.json"), "another", "Ada", {})
+        return error_of("listen", "--results", "answers", "--key", "model/survey/key.json")
 
     def newest_damaged(self) -> None:
         shutil.copytree(self.bundle, "home/bundles/one")
@@ -283,6 +297,17 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "… is not UTF-8 text (byte …): save it as UTF-8": lambda d: d.build("--prompts", d.write("p.txt", b"\xff\xfe\x00")),
     "… has no column 'caption' …": lambda d: d.build("--prompts", d.write("p.csv", b"a,b\n1,2\n")),
     "the pattern … matches no Linear; kinds: …": lambda d: d.build("--exclude", "ff.2"),
+    "a listening test compares two bundles or more: …": lambda d: error_of("listen", d.bundle, code=2),
+    "… holds a survey already (…); choose another --output": lambda d: (
+        d.write("model/key.json", b"{}") and error_of("listen", d.bundle, d.bundle, "--output", "model")
+    ),
+    "--clips …: no such folder; …": lambda d: error_of("listen", "--clips", "nope"),
+    "…: the clips … differ in length or channels, which tells the models apart": lambda d: (
+        d.clips("clips/a", 800) or d.clips("clips/b", 801) or d.listen()
+    ),
+    "no file of … can be counted; …: …": lambda d: (
+        d.clips("clips/a", 800) or d.clips("clips/b", 800) or d.answered_otherwise()
+    ),
     "… exists and is not a bundle; choose another --output": lambda d: error_of(
         "build", "--model", d.model, "--output", "model"
     ),

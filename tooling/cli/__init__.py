@@ -14,6 +14,7 @@ COMMANDS = {
     "analyze": "Draw activations, ranges, smoothing and errors of a bundle.",
     "sensitivity": "Rank Linears by the error they cause; choose bits for each.",
     "evaluate": "Clips of a caption list, scored: the paper's Table 1.",
+    "listen": "A blind listening test as one page; score what raters said.",
     "bench": "Time one step by every means there is here.",
     "list": "List the bundles in the home folder.",
     "inspect": "Show what a bundle is made of.",
