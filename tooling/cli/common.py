@@ -120,8 +120,7 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
 
 
 def _extra(package: str | None) -> str:
-    extras = {"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "pyloudnorm": "evaluate"}
-    return extras.get(package or "", "build")
+    return {"onnxruntime": "onnxruntime", "huggingface_hub": "hub"}.get(package or "", "build")
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)

@@ -85,7 +85,6 @@ def command(
     for embedder in embedders:
         if embedder.notice:
             say(f"note: {embedder.notice}")
-    _need("pyloudnorm")
     from ..evaluation.evaluate import evaluate, heldout_captions
 
     texts = heldout_captions() if captions is None else read_captions(expanded(captions))
@@ -138,14 +137,6 @@ def _weights(given: tuple[str, ...], names: list[str]) -> dict[str, Path]:
             raise UserError(f"--weights {each}: there is no {path}")
         found[name] = expanded(path)
     return found
-
-
-def _need(package: str) -> None:
-    """Before the hours of generating rather than after them."""
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _line() -> str:

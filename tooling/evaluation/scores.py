@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...engines.errors import UserError
 from ...engines.home import sha256
+from ..loudness import integrated_loudness
 from . import waveform
 from .clips import Clip
 from .divergence import clip_probabilities, cosine, kl_divergence
@@ -135,7 +136,7 @@ def _waveforms(
     for sound, other in pairs:
         audio, rate = sound.read()
         values["clipped_percent"].append(100 * waveform.clipped_share(audio))
-        values["lufs"].append(waveform.loudness_lufs(audio, rate))
+        values["lufs"].append(integrated_loudness(audio, rate))
         if not itself:
             expected, _ = other.read()
             values["log_mel_db"].append(waveform.log_mel_db(expected, audio, rate))

@@ -1,8 +1,6 @@
-"""What needs no network: how a clip's sound differs from FP32's of the same caption and seed, and how loud it is."""
+"""What needs no network: how a clip's sound differs from FP32's of the same caption and seed, and what is clipped."""
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,6 @@ from ..fidelity import log_mel_distance
 Float = NDArray[np.float32]
 FFT_SIZES = (512, 1024, 2048)
 FULL_SCALE = 32766 / 32768
-SHORTEST_LOUDNESS = 0.4  # seconds: a gating block of BS.1770
 
 
 def check_sound(audio: Float, name: str) -> None:
@@ -66,17 +63,3 @@ def clipped_share(audio: Float) -> float:
     full = np.abs(audio) >= FULL_SCALE
     padded = np.pad(full, ((0, 0), (1, 1)))
     return float((full & (padded[:, :-2] | padded[:, 2:])).mean()) if audio.size else 0.0
-
-
-def loudness_lufs(audio: Float, sample_rate: int) -> float:
-    """Integrated loudness by ITU-R BS.1770-4 (pyloudnorm), in LUFS; -inf for what is under its gate.
-
-    Raises UserError for less than 0.4 s.
-    """
-    import pyloudnorm
-
-    if audio.shape[1] < SHORTEST_LOUDNESS * sample_rate:
-        raise UserError(f"a loudness needs {SHORTEST_LOUDNESS} s of sound, not {audio.shape[1] / sample_rate:.2f}")
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
-        warnings.simplefilter("ignore")  # of the logarithm of silence, whose answer is -inf
-        return float(pyloudnorm.Meter(sample_rate).integrated_loudness(audio.T.astype(np.float64)))

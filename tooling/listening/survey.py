@@ -16,9 +16,9 @@ from typing import Any
 
 from ...engines.errors import UserError
 from ...engines.home import read_json
+from ..loudness import matching_gains
 from .clips import Sound
 from .flac import flac_files
-from .loudness import matching_gains
 
 PAGE, KEY = "survey.html", "key.json"
 FORMAT = "dit-trt-listening-key"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import random
 import shutil
@@ -124,14 +123,6 @@ def plain(folder: Path) -> dict:
     """The manifest without what writing it adds."""
     manifest = json.loads((folder / "manifest.json").read_text())
     return {key: value for key, value in manifest.items() if key not in ("files", "format")}
-
-
-def test_without_the_extra_it_is_named(tiny_sqs: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyloudnorm" else real(name))
-    said = error_of("evaluate", tiny_sqs.folder, "--output", tmp_path / "out")
-    assert "needs the package pyloudnorm, which comes with the evaluate extra: " in said
-    assert not (tmp_path / "out").exists()
 
 
 # -------------------- killed

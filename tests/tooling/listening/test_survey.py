@@ -12,7 +12,6 @@ import soundfile
 from bundles import refusal
 from surveys import CAPTIONS, MODELS, RATE, sounds
 
-from dit_trt.tooling.listening.loudness import TARGET, integrated_loudness
 from dit_trt.tooling.listening.survey import (
     KEY,
     PAGE,
@@ -21,6 +20,7 @@ from dit_trt.tooling.listening.survey import (
     read_key,
     write_survey,
 )
+from dit_trt.tooling.loudness import TARGET, integrated_loudness
 
 
 def data_of(page):

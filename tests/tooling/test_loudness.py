@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dit_trt.tooling.listening.loudness import (
+from dit_trt.tooling.loudness import (
     PEAK,
     TARGET,
     integrated_loudness,
