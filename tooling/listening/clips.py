@@ -47,8 +47,8 @@ def generate_clips(
 ) -> None:
     """Every prompt with every bundle, prompt i with seed + i, written as this module reads it.
 
-    The list is emptied: a pipeline with its engines is let go before the next one's are made. on_step(n) is told how many
-    steps of all are done. Raises UserError for bundles that cannot be compared.
+    The list is emptied: a pipeline with its engines is let go before the next one's are made. on_step(n) is told how
+    many steps of all are done. Raises UserError for bundles that cannot be compared.
     """
     rates = {pipeline.sample_rate for pipeline in pipelines}
     lengths = {pipeline.check_seconds(seconds) for pipeline in pipelines}
