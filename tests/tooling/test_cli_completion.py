@@ -76,7 +76,9 @@ def test_options_and_choices(words: list[str], expected: list[str]) -> None:
     assert expected
 
 
-@pytest.mark.parametrize("words", [["run", "rain", "--bundle"], ["diff"], ["diff", "--against"], ["inspect"]])
+@pytest.mark.parametrize(
+    "words", [["run", "rain", "--bundle"], ["diff"], ["diff", "--against"], ["inspect"], ["listen"]]
+)
 def test_bundles_are_offered_by_name_and_as_folders(bundles: None, words: list[str]) -> None:
     assert completed(*words, "") == ["other", "tiny-a", "tiny-b"]
     assert completed(*words, "t") == ["tiny-a", "tiny-b"]

@@ -38,7 +38,7 @@ class Sound:
 
 
 def generate_clips(
-    pipelines: Sequence[Pipeline],
+    pipelines: list[Pipeline],
     prompts: Sequence[str],
     folder: Path,
     settings: dict[str, Any],
@@ -47,14 +47,16 @@ def generate_clips(
 ) -> None:
     """Every prompt with every bundle, prompt i with seed + i, written as this module reads it.
 
-    on_step(n) is told how many steps of all are done. Raises UserError for bundles that cannot be compared.
+    The list is emptied: a pipeline with its engines is let go before the next one's are made. on_step(n) is told how
+    many steps of all are done. Raises UserError for bundles that cannot be compared.
     """
     rates = {pipeline.sample_rate for pipeline in pipelines}
     lengths = {pipeline.check_seconds(seconds) for pipeline in pipelines}
     if len(rates) > 1 or len(lengths) > 1:
         raise UserError("the bundles make sounds of different sample rates or lengths; give one length with --seconds")
     done = 0
-    for pipeline in pipelines:
+    while pipelines:
+        pipeline = pipelines.pop(0)
         chosen = pipeline.settings(**settings)
 
         def stepped(clip: int, step: int, before: int = done, steps: int = chosen.steps) -> None:
