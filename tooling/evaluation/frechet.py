@@ -60,16 +60,19 @@ class Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of covariances S (Dowson & Landau 1982; FID, FAD).
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is symmetric, so
-    it is real and exact for singular covariances too.
+    The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2): real, and exact to rounding for
+    singular covariances too. (The roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2) are the same numbers, but rounding
+    in a null space of d dimensions then enters by its root and is added d times.)
     """
     mean = a.mean - b.mean
     s_a, s_b = a.covariance, b.covariance
-    values, vectors = np.linalg.eigh(s_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    inner = root @ s_b @ root
-    mixed = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(0)).sum()
+    mixed = np.linalg.svd(_root(s_a) @ _root(s_b), compute_uv=False).sum()
     return max(0.0, float(mean @ mean + np.trace(s_a) + np.trace(s_b) - 2 * mixed))
+
+
+def _root(covariance: Double) -> Double:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def check_counts(a: Gaussian, b: Gaussian) -> None:
