@@ -53,11 +53,11 @@ BUILT_IN = {"birdnet": "birdnet", "aisfx": "aisfx", "clap": "clap"}
 # The paper's, whose weights come in no package: what stable-audio-metrics feeds them with.
 PUBLISHED: dict[str, dict] = {
     "openl3": {
-        **{"name": "OpenL3", "kind": "embedding", "sample_rate": 48_000, "channels": "stereo-apart"},
-        **{"window_seconds": 1.0, "hop_seconds": 0.5, "centred": True, "rest": True},
+        **{"name": "OpenL3", "kind": "embedding", "sample_rate": 48_000, "through_rate": 44_100, "peak_db": -1.0},
+        **{"channels": "stereo-apart", "window_seconds": 1.0, "hop_seconds": 0.5, "centred": True, "rest": True},
     },
     "passt": {
-        **{"name": "PaSST", "kind": "logits", "sample_rate": 32_000, "channels": "mono"},
+        **{"name": "PaSST", "kind": "logits", "sample_rate": 32_000, "peak_db": -1.0, "channels": "mono"},
         **{"window_seconds": 10.0, "hop_seconds": 5.0, "rest": True},
     },
 }
@@ -98,6 +98,12 @@ def mono(audio: Float, rate: int, wanted: int) -> Float:
 def resampled(audio: Float, rate: int, wanted: int) -> Float:
     """[channels, samples] at `rate` -> the same at `wanted`."""
     return audio if rate == wanted else np.ascontiguousarray(soxr.resample(audio.T, rate, wanted).T, np.float32)
+
+
+def at_peak(audio: Float, decibels: float) -> Float:
+    """The same sound with its largest sample, of all channels, at `decibels` of full scale; silence stays as it is."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    return audio * np.float32(10 ** (decibels / 20) / peak) if peak else audio
 
 
 def windows(audio: Float, length: int, hop: int, centred: bool = False, rest: bool = False) -> Float:

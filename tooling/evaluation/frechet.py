@@ -61,8 +61,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of covariances S (Dowson & Landau 1982; FID, FAD).
 
     The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2): real, and exact to rounding for
-    singular covariances too. (The roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2) are the same numbers, but rounding
-    in a null space of d dimensions then enters by its root and is added d times.)
+    singular covariances too. (The roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2) are the same numbers, but the
+    rounding of each zero among those would enter by its root.)
     """
     mean = a.mean - b.mean
     s_a, s_b = a.covariance, b.covariance

@@ -5,7 +5,9 @@
 
 The graph has one input, float32 [windows, samples], and its first output is float32 [windows, d]. channels: `mono`
 (the mean), or `stereo-apart` (left and right one after the other, their outputs side by side: [windows, 2 d]).
-centred, rest: see `embedders.windows`; these two, and a "notice" to show, may be left out.
+These may be left out: centred, rest (see `embedders.windows`); peak_db, to which the sound's peak is brought, that of
+both sides together (default: left as it is); through_rate, to which it is resampled on its way to sample_rate, so that
+nothing above half of it is heard; a "notice" to show.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 
 from ...engines.errors import UserError
 from ...engines.home import read_json, sha256
-from .embedders import Float, Kind, mono, resampled, windows
+from .embedders import Float, Kind, at_peak, mono, resampled, windows
 
 KINDS, CHANNELS = ("embedding", "logits"), ("mono", "stereo-apart")
 FIELDS = ("name", "kind", "sample_rate", "channels", "window_seconds", "hop_seconds")
@@ -44,8 +46,10 @@ class OnnxEmbedder:
         self.name, self.kind, self.notice = facts["name"], facts["kind"], facts.get("notice")
         self._rate, self._apart = int(facts["sample_rate"]), facts["channels"] == "stereo-apart"
         self._window, self._hop = (round(facts[f"{k}_seconds"] * self._rate) for k in ("window", "hop"))
-        if min(self._rate, self._window, self._hop) < 1:
-            raise UserError(f"{beside}: sample_rate, window_seconds and hop_seconds must be positive")
+        self._through = int(facts.get("through_rate", self._rate))
+        self._peak = None if facts.get("peak_db") is None else float(facts["peak_db"])
+        if min(self._rate, self._through, self._window, self._hop) < 1:
+            raise UserError(f"{beside}: rates, window_seconds and hop_seconds must be positive")
         self._framing = {name: bool(facts.get(name, False)) for name in ("centred", "rest")}
         import onnxruntime
 
@@ -59,10 +63,15 @@ class OnnxEmbedder:
     def embed(self, audio: Float, rate: int) -> Float:
         """audio [channels, samples] -> [windows, d]"""
         if not self._apart:
-            return self._run(mono(audio, rate, self._rate))
-        both = audio if len(audio) == 2 else np.repeat(audio[:1], 2, axis=0)
-        return np.concatenate([self._run(channel) for channel in resampled(both, rate, self._rate)], axis=1)
+            return self._run(self._at_peak(mono(audio, rate, self._through)))
+        both = self._at_peak(audio if len(audio) == 2 else np.repeat(audio[:1], 2, axis=0))
+        return np.concatenate([self._run(channel) for channel in resampled(both, rate, self._through)], axis=1)
+
+    def _at_peak(self, audio: Float) -> Float:
+        return audio if self._peak is None else at_peak(audio, self._peak)
 
     def _run(self, audio: Float) -> Float:
+        """audio [samples] at through_rate"""
+        audio = resampled(audio[None], self._through, self._rate)[0]
         parts = windows(audio, self._window, self._hop, **self._framing)
         return np.asarray(self._session.run([self._output], {self._input: parts})[0], np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import soundfile
+import soxr
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -212,6 +213,40 @@ def test_the_papers_networks_are_the_users(tmp_path: Path, name: str) -> None:
     assert found.embed(noise(0, 11.0), RATE).shape == {"openl3": (22, 6), "passt": (2, 3)}[name]
 
 
+def test_the_papers_networks_are_fed_as_stable_audio_metrics_feeds_them(tmp_path: Path) -> None:
+    """Peak at -1 dB: PaSST's of the mono sound at its rate, OpenL3's of both sides together, through 44.1 kHz."""
+    audio = (noise(0, 3.0) * np.array([[1.0], [0.25]], np.float32)).astype(np.float32)
+    peak = 10 ** (-1 / 20)
+    matrix = network(tmp_path / "passt.onnx", 320_000)
+    heard = soxr.resample(audio.mean(axis=0), RATE, 32_000)
+    expected = np.pad(heard * (peak / np.abs(heard).max()), (0, 320_000 - len(heard)))[None] @ matrix
+    np.testing.assert_allclose(
+        open_embedder("passt", tmp_path / "passt.onnx").embed(audio, RATE), expected, rtol=1e-3, atol=1e-2
+    )
+
+    matrix = network(tmp_path / "openl3.onnx", 48_000)
+    at_48 = 2 * audio  # taken for a recording at 48 kHz: sound up to 24 kHz
+    low = soxr.resample(at_48.T * (peak / np.abs(at_48).max()), 48_000, 44_100)
+    sides = []
+    for side in soxr.resample(low, 44_100, 48_000).T:
+        padded = np.pad(side, (24_000, 0))
+        count = 1 + -(-(len(padded) - 48_000) // 24_000)
+        padded = np.pad(padded, (0, (count - 1) * 24_000 + 48_000 - len(padded)))
+        sides.append(np.stack([padded[i * 24_000 : i * 24_000 + 48_000] for i in range(count)]) @ matrix)
+    found = open_embedder("openl3", tmp_path / "openl3.onnx").embed(at_48.astype(np.float32), 48_000)
+    np.testing.assert_allclose(found, np.hstack(sides), rtol=1e-3, atol=1e-2)
+    quieter = open_embedder("openl3", tmp_path / "openl3.onnx").embed(audio / 4, RATE)
+    np.testing.assert_allclose(
+        quieter, open_embedder("openl3", tmp_path / "openl3.onnx").embed(audio, RATE), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_peaks() -> None:
+    audio = np.array([[0.1, -0.5], [0.2, 0.0]], np.float32)
+    np.testing.assert_allclose(embedders.at_peak(audio, -20.0), audio / 5, rtol=1e-6)
+    assert not embedders.at_peak(np.zeros((2, 4), np.float32), -1.0).any()
+
+
 # -------------------- CLAP
 
 
@@ -255,13 +290,51 @@ def test_clap_is_transformers(small_clap: Path) -> None:
     assert texts.shape == (2, 24) and audio.shape == (1, 24) and np.isfinite(audio).all()
     assert not np.allclose(texts[0], texts[1])
     model, processor = ClapModel.from_pretrained(small_clap).eval(), ClapProcessor.from_pretrained(small_clap)
-    samples = (mono(noise(), RATE, 48000).clip(-1, 1) * 32767).astype(np.int16) / np.float32(32767)
-    inputs = processor(text=["dog", "rain"], audio=[samples], sampling_rate=48000, return_tensors="pt", padding=True)
+    inputs = processor(
+        text=["dog", "rain"], audio=[prepared(noise())], sampling_rate=48000, return_tensors="pt", padding=True
+    )
+    assert inputs["is_longer"].tolist() == [[True]]  # of 3 s: what laion_clap has as False outside of training
+    inputs["is_longer"] = torch.tensor([[False]])
     with torch.inference_mode():
         whole = model(**inputs)
     for ours, theirs in ((texts, whole.text_embeds), (audio, whole.audio_embeds)):  # theirs have length 1
         mine = ours / np.linalg.norm(ours, axis=1, keepdims=True)
         np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
+    inputs["is_longer"] = torch.tensor([[True]])
+    with torch.inference_mode():
+        assert not np.allclose(model(**inputs).audio_embeds.numpy(), whole.audio_embeds.numpy(), atol=1e-3)
+
+
+def prepared(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As stable-audio-metrics: mono at 48 kHz, then pyloudnorm's normalize.peak to -1 dB, then 16 bits."""
+    heard = mono(audio, RATE, 48000)
+    heard = heard * (10 ** (-1 / 20) / np.abs(heard).max())
+    return (heard * 32767).astype(np.int16) / np.float32(32767)
+
+
+def test_clap_hears_a_long_clip_the_same_each_time(small_clap: Path) -> None:
+    import torch
+    from transformers import ClapModel, ClapProcessor
+
+    found = open_embedder("clap", small_clap)
+    audio = noise(3, 12.0)
+    np.random.seed(7)
+    drawn = np.random.get_state()[1].copy()
+    first = found.embed(audio, RATE)
+    np.testing.assert_array_equal(np.random.get_state()[1], drawn)
+    np.random.seed(8)
+    np.testing.assert_array_equal(found.embed(audio, RATE), first)
+    model, processor = ClapModel.from_pretrained(small_clap).eval(), ClapProcessor.from_pretrained(small_clap)
+    np.random.seed(0)
+    inputs = processor(audio=[prepared(audio)], sampling_rate=48000, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = model.get_audio_features(**inputs).pooler_output.numpy()
+    np.testing.assert_allclose(first, theirs, atol=1e-5)
+
+
+def test_clap_does_not_hear_the_level(small_clap: Path) -> None:
+    found = open_embedder("clap", small_clap)
+    np.testing.assert_allclose(found.embed(noise() / 4, RATE), found.embed(noise(), RATE), atol=1e-4)
 
 
 def test_clap_without_weights(tmp_path: Path) -> None:
