@@ -38,7 +38,12 @@ Examples:
 @click.option("--steps", type=int, help="Sampling steps (default: the model's own).")
 @click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own).")
 @click.option("--seed", type=int, default=1000, show_default=True, help="Each clip's is made of it and its id.")
-@click.option("--metrics", metavar="LIST", default="", help="Networks: birdnet, aisfx, clap, openl3, passt, onnx:FILE.")
+@click.option(
+    "--metrics",
+    metavar="LIST",
+    default="",
+    help="Networks: birdnet, birdnet-embedding, aisfx, clap, openl3, passt, onnx:FILE.",
+)
 @click.option("--weights", multiple=True, metavar="NAME=PATH", help="Where a network's weights are.")
 @click.option("--reference", metavar="PATH", help="Recordings named by caption id, or an .npz (default: FP32's clips).")
 @click.option("--floor", is_flag=True, help="FP32 with other seeds, too: how far apart two good clips are.")

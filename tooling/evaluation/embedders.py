@@ -48,8 +48,13 @@ class TextEmbedder(Protocol):
         ...
 
 
-# name -> module of this package with an `open_embedder(weights)`
-BUILT_IN = {"birdnet": "birdnet", "aisfx": "aisfx", "clap": "clap"}
+# name -> module of this package, and its function of (weights)
+BUILT_IN = {
+    "birdnet": ("birdnet", "open_embedder"),
+    "birdnet-embedding": ("birdnet", "open_embedding"),
+    "aisfx": ("aisfx", "open_embedder"),
+    "clap": ("clap", "open_embedder"),
+}
 # The paper's, whose weights come in no package: what stable-audio-metrics feeds them with.
 PUBLISHED: dict[str, dict] = {
     "openl3": {
@@ -81,7 +86,8 @@ def open_embedder(name: str, weights: Path | None = None) -> Embedder:
             )
         return OnnxEmbedder(weights, PUBLISHED[name])
     if name in BUILT_IN:
-        return import_module(f".{BUILT_IN[name]}", __package__).open_embedder(weights)
+        module, function = BUILT_IN[name]
+        return getattr(import_module(f".{module}", __package__), function)(weights)
     others = {point.name: point for point in entry_points(group=GROUP)}
     if name in others:
         make: Callable[[Path | None], Embedder] = others[name].load()

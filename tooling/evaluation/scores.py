@@ -27,7 +27,7 @@ from .frechet import (
     principal_axes,
     reference_gaussian,
 )
-from .intervals import Estimate, mean_interval, set_interval
+from .intervals import Estimate, mean_interval, paired, set_interval
 
 COMPONENTS = 32  # of the Frechet distance of principal components
 KEPT = ".heard"  # folder of an evaluation's that holds what networks heard
@@ -116,7 +116,7 @@ def score(
     for each in heard:
         kind, of = each.embedder.kind, each.key
         if kind == "text-audio":
-            found[of] = _fit(each, sounds, seed, done)
+            found |= _fit(of, each, pairs, itself, seed, done)
             continue
         mine = _all(each, sounds, done)
         if kind == "logits":
@@ -132,17 +132,19 @@ def score(
 def _waveforms(
     pairs: Sequence[tuple[Sound, Sound]], itself: bool, seed: int, done: Callable[[], object]
 ) -> dict[str, Estimate | None]:
-    values: dict[str, list[float]] = {"log_mel_db": [], "multi_resolution_stft": [], "clipped_percent": [], "lufs": []}
+    compared: dict[str, list[float]] = {"log_mel_db": [], "multi_resolution_stft": [], "rms_correlation": []}
+    alone: dict[str, list[float]] = {"clipped_percent": [], "lufs": []}
     for sound, other in pairs:
         audio, rate = sound.read()
-        values["clipped_percent"].append(100 * waveform.clipped_share(audio))
-        values["lufs"].append(integrated_loudness(audio, rate))
+        alone["clipped_percent"].append(100 * waveform.clipped_share(audio))
+        alone["lufs"].append(integrated_loudness(audio, rate))
         if not itself:
             expected, _ = other.read()
-            values["log_mel_db"].append(waveform.log_mel_db(expected, audio, rate))
-            values["multi_resolution_stft"].append(waveform.multi_resolution_stft(expected, audio))
+            compared["log_mel_db"].append(waveform.log_mel_db(expected, audio, rate))
+            compared["multi_resolution_stft"].append(waveform.multi_resolution_stft(expected, audio))
+            compared["rms_correlation"].append(waveform.rms_correlation(expected, audio, rate))
         done()
-    return {key: mean_interval(each, seed) if each else None for key, each in values.items()}
+    return {key: mean_interval(each, seed) if each else None for key, each in {**compared, **alone}.items()}
 
 
 def _all(heard: Heard, sounds: Sequence[Sound], done: Callable[[], object] = lambda: None) -> list[Float]:
@@ -153,20 +155,37 @@ def _all(heard: Heard, sounds: Sequence[Sound], done: Callable[[], object] = lam
     return found
 
 
-def _fit(heard: Heard, sounds: Sequence[Sound], seed: int, done: Callable[[], object]) -> Estimate:
-    """The mean cosine of each clip with its caption."""
+def _fit(
+    of: str,
+    heard: Heard,
+    pairs: Sequence[tuple[Sound, Sound]],
+    itself: bool,
+    seed: int,
+    done: Callable[[], object],
+) -> Scores:
+    """The mean cosine of each clip with its caption, and how much it is above that of FP32's clip of the same caption.
+
+    What captions differ by cancels in the second, so its interval is that of the bundle's own effect.
+    """
     embedder = heard.embedder
-    assert isinstance(embedder, TextEmbedder)
-    captions = [sound.caption for sound in sounds]
-    if any(caption is None for caption in captions):
-        raise UserError(f"{heard.embedder.name} compares with captions, which these clips do not have")
-    texts = {text: embedder.embed_text([text])[0] for text in dict.fromkeys(captions) if text is not None}
-    values = [
-        cosine(texts[text], clip.mean(axis=0))
-        for text, clip in zip(captions, _all(heard, sounds, done))
-        if text is not None
-    ]
-    return mean_interval(values, seed)
+    if not isinstance(embedder, TextEmbedder):
+        raise UserError(f"{embedder.name} is of the kind text-audio, but has no embed_text: its package is broken")
+    texts: dict[str, NDArray] = {}
+
+    def fit(sound: Sound) -> float:
+        if sound.caption is None:
+            raise UserError(f"{embedder.name} compares with captions, which these clips do not have")
+        if sound.caption not in texts:
+            texts[sound.caption] = embedder.embed_text([sound.caption])[0]
+        return cosine(texts[sound.caption], heard(sound).mean(axis=0))
+
+    mine, theirs = [], []
+    for sound, other in pairs:
+        mine.append(fit(sound))
+        if not itself:
+            theirs.append(fit(other))
+        done()
+    return {of: mean_interval(mine, seed), f"{of}_change": None if itself else paired(mine, theirs, seed)}
 
 
 def _paired_reference(
@@ -197,7 +216,7 @@ def _distances(
     itself: bool,
     seed: int,
 ) -> Scores:
-    """`fd_` where there are embeddings enough, else `pca_fd_` and `kid_`.
+    """`fd_` where there are embeddings enough, else `pca_fd_` and `kid_` (which statistics in a file do not allow).
 
     The kernel is made for embeddings of order 1: both sets are divided by the reference's root mean square.
     """
@@ -208,37 +227,44 @@ def _distances(
         if len(fixed.mean) != dimensions:
             raise UserError(f"{reference} is of {len(fixed.mean)} dimensions, {heard.embedder.name} of {dimensions}")
         if own.count < SAMPLES_A_DIMENSION * dimensions:
-            return {f"fd_{of}": None}
+            axes = principal_axes(fixed, components(own.count))
+            few, low = fixed.project(axes), [x @ axes for x in mine]
+            return {f"pca_fd_{of}": set_interval(lambda i: frechet_distance(few, _gaussian(low, i)), len(mine), seed)}
         return {f"fd_{of}": set_interval(lambda i: frechet_distance(fixed, _gaussian(mine, i)), len(mine), seed)}
-    paired = reference is None
+    own_pairs = reference is None
     theirs = [heard(other) for _, other in pairs] if reference is None else _all(heard, reference)
-    if itself and paired:
+    if itself and own_pairs:
         return {f"pca_fd_{of}": None, f"kid_{of}": None}
     every = np.arange(len(theirs))
     whole = Gaussian.of(np.concatenate(theirs))
     if min(own.count, whole.count) >= SAMPLES_A_DIMENSION * dimensions:
         return {
             f"fd_{of}": set_interval(
-                lambda i: frechet_distance(_gaussian(theirs, i if paired else every), _gaussian(mine, i)),
+                lambda i: frechet_distance(_gaussian(theirs, i if own_pairs else every), _gaussian(mine, i)),
                 len(mine),
                 seed,
             )
         }
     scale = np.sqrt(np.mean(np.square(np.concatenate(theirs), dtype=np.float64)))
-    axes = principal_axes(whole, min(COMPONENTS, min(own.count, whole.count) // (2 * SAMPLES_A_DIMENSION)))
+    axes = principal_axes(whole, components(min(own.count, whole.count)))
     low_mine, low_theirs = [x @ axes for x in mine], [x @ axes for x in theirs]
     return {
         f"pca_fd_{of}": set_interval(
-            lambda i: frechet_distance(_gaussian(low_theirs, i if paired else every), _gaussian(low_mine, i)),
+            lambda i: frechet_distance(_gaussian(low_theirs, i if own_pairs else every), _gaussian(low_mine, i)),
             len(mine),
             seed,
         ),
         f"kid_{of}": set_interval(
-            lambda i: kernel_distance(_rows(theirs, i if paired else every) / scale, _rows(mine, i) / scale),
+            lambda i: kernel_distance(_rows(theirs, i if own_pairs else every) / scale, _rows(mine, i) / scale),
             len(mine),
             seed,
         ),
     }
+
+
+def components(embeddings: int) -> int:
+    """How many principal components so few allow: two embeddings each in every half of the clips, 1 to 32."""
+    return max(1, min(COMPONENTS, embeddings // (2 * SAMPLES_A_DIMENSION)))
 
 
 def _rows(clips: Sequence[NDArray], chosen: NDArray[np.intp]) -> NDArray:

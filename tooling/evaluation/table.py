@@ -14,12 +14,14 @@ from .scores import flat
 HEADS = {
     "log_mel_db": "log-mel to FP32, dB ↓",
     "multi_resolution_stft": "STFT to FP32 ↓",
+    "rms_correlation": "loudness curve's correlation to FP32's ↑",
     "clipped_percent": "clipped, %",
     "lufs": "loudness, LUFS",
     "clap": "CLAP ↑",
+    "clap_change": "CLAP less FP32's ↑",
 }
 KINDS = {"kl": "KL {} ↓", "fd": "FD {} ↓", "pca_fd": "PCA-FD {} ↓", "kid": "KID {} x1000 ↓"}
-NAMES = {"openl3": "OpenL3", "passt": "PaSST", "birdnet": "BirdNET", "aisfx": "aiSFX"}
+NAMES = {"openl3": "OpenL3", "passt": "PaSST", "birdnet": "BirdNET", "birdnet-embedding": "BirdNET", "aisfx": "aiSFX"}
 _THOUSANDS = "kid_"
 
 

@@ -12,6 +12,7 @@ from ..fidelity import log_mel_distance
 Float = NDArray[np.float32]
 FFT_SIZES = (512, 1024, 2048)
 FULL_SCALE = 32766 / 32768
+RMS_WINDOW = 0.05  # seconds
 
 
 def check_sound(audio: Float, name: str) -> None:
@@ -47,6 +48,28 @@ def multi_resolution_stft(expected: Float, found: Float) -> float:
     return total / len(FFT_SIZES)
 
 
+def rms_correlation(expected: Float, found: Float, sample_rate: int) -> float:
+    """Pearson's correlation of two sounds' loudness curves: is it loud and quiet at the same moments?
+
+    The curve is the RMS of windows of 50 ms, half overlapping, over all channels, [channels, samples] each; 1 for the
+    same sound at any level, 0 where one of the curves is flat. Raises UserError as the other comparisons do.
+    """
+    _check_pair(expected, found)
+    length = max(2, round(RMS_WINDOW * sample_rate))
+    a, b = (_rms_curve(audio, length) for audio in (expected, found))
+    spread = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b / spread) if spread else 0.0
+
+
+def _rms_curve(audio: Float, length: int) -> NDArray[np.float64]:
+    """Less its mean; what is left of a constant's rounding is none."""
+    power = np.square(audio, dtype=np.float64).mean(axis=0)
+    windows = np.lib.stride_tricks.sliding_window_view(power, min(length, len(power)))[:: length // 2]
+    curve = np.sqrt(windows.mean(axis=1))
+    centred = curve - curve.mean()
+    return centred if np.abs(centred).max() > 1e-9 * curve.max() else np.zeros_like(curve)
+
+
 def _check_pair(expected: Float, found: Float) -> None:
     if expected.shape != found.shape:
         raise UserError(f"clips of {expected.shape} and {found.shape} (channels, samples) cannot be compared")
@@ -54,6 +77,8 @@ def _check_pair(expected: Float, found: Float) -> None:
         if not np.isfinite(audio).all():
             raise UserError(f"{name} holds NaN or infinity")
     check_sound(expected, "the reference clip")
+    if not expected.mean(axis=0).any():
+        raise UserError("the reference clip's channels cancel: its mean, which is compared, is silent")
     if expected.shape[1] < max(FFT_SIZES):
         raise UserError(f"a clip of {expected.shape[1]} samples is too short to compare; at least {max(FFT_SIZES)}")
 

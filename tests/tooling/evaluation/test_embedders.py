@@ -136,6 +136,21 @@ def test_a_siren_is_one(judge: birdnet.BirdNET) -> None:
     assert max(scores, key=scores.__getitem__) == "Siren", scores
 
 
+def test_birdnets_embedding_is_what_its_classes_are_read_from(judge: birdnet.BirdNET) -> None:
+    """The logits are affine in it, by the weights of the model's own class layer."""
+    ears = open_embedder("birdnet-embedding")
+    assert ears.kind == "embedding" and ears.notice == judge.notice
+    assert isinstance(ears, birdnet.BirdNETEmbedding) and ears.name != judge.name
+    audio = noise(0, 7.0)
+    found = ears.embed(audio, RATE)
+    assert found.shape == (2, 1024) and not np.allclose(found[0], found[1], atol=1e-3)
+    details = ears._interpreter.get_tensor_details()
+    [weights] = [each["index"] for each in details if list(each["shape"]) == [6522, 1024]]
+    [bias] = [each["index"] for each in details if list(each["shape"]) == [6522]]
+    tensor = ears._interpreter.get_tensor
+    np.testing.assert_allclose(found @ tensor(weights).T + tensor(bias), judge.embed(audio, RATE), atol=1e-3)
+
+
 # -------------------- ONNX
 
 
@@ -354,7 +369,8 @@ def test_a_third_partys_is_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(embedders, "entry_points", lambda group: [point] if group == embedders.GROUP else [])
     assert open_embedder("ears", Path("w")) == "w"  # type: ignore[comparison-overlap]
     with pytest.raises(
-        UserError, match="no embedder 'eyes'; there are: birdnet, aisfx, clap, openl3, passt, ears, onnx:FILE"
+        UserError,
+        match="no embedder 'eyes'; there are: birdnet, birdnet-embedding, aisfx, clap, openl3, passt, ears, onnx:FILE",
     ):
         open_embedder("eyes")
 

@@ -38,6 +38,15 @@ class Tagger(Moments):
     name, kind = "Tagger", "logits"
 
 
+class Wide(Moments):
+    """64 dimensions."""
+
+    name = "Wide"
+
+    def embed(self, audio: NDArray, rate: int) -> NDArray[np.float32]:
+        return np.abs(np.fft.rfft(audio[0], 128))[None, :64].astype(np.float32)
+
+
 class Captions(Moments):
     name, kind = "Captions", "text-audio"
 
@@ -77,12 +86,6 @@ def test_a_distance_with_rows_enough_is_frechets(sets: tuple, tmp_path: Path) ->
 
 
 def test_with_too_few_it_is_that_of_components_and_kernels(tmp_path: Path) -> None:
-    class Wide(Moments):
-        name = "Wide"
-
-        def embed(self, audio: NDArray, rate: int) -> NDArray[np.float32]:
-            return np.abs(np.fft.rfft(audio[0], 128))[None, :64].astype(np.float32)
-
     own, fp32 = sounds(tmp_path / "own", 12, 0.5, 0), sounds(tmp_path / "fp32", 12, 0.7, 100)
     found = score(own, fp32, [Heard(Wide(), tmp_path / "kept")])
     assert "fd_wide" not in found
@@ -106,13 +109,23 @@ def test_a_divergence_is_between_clips_of_one_id(sets: tuple, tmp_path: Path) ->
 
 def test_a_fit_is_between_clip_and_caption(sets: tuple, tmp_path: Path) -> None:
     own, fp32 = sets
-    found = score(own, fp32, [Heard(Captions(), tmp_path)])["captions"]
-    rows = [Moments().embed(*sound.read()).mean(0) for sound in own]
-    assert found is not None
-    assert found.value == pytest.approx(np.mean([row[0] / np.linalg.norm(row) for row in rows]), rel=1e-5)
+    scores = score(own, fp32[::-1], [Heard(Captions(), tmp_path)])
+    found, change = scores["captions"], scores["captions_change"]
+    rows, theirs = ([Moments().embed(*sound.read()).mean(0) for sound in each] for each in sets)
+    mine, others = ([row[0] / np.linalg.norm(row) for row in each] for each in (rows, theirs))
+    assert found is not None and change is not None
+    assert found.value == pytest.approx(np.mean(mine), rel=1e-5)
+    assert change.value == pytest.approx(np.mean(np.subtract(mine, others)), abs=1e-7) and change.value != 0
+    assert score(own, own, [Heard(Captions(), tmp_path)])["captions_change"] is None
     silent = sounds(tmp_path / "nameless", 4, 0.5, 0, None)
     with pytest.raises(UserError, match="Captions compares with captions, which these clips do not have"):
         score(silent, silent, [Heard(Captions(), tmp_path)])
+
+    class Deaf(Moments):
+        name, kind = "Deaf", "text-audio"
+
+    with pytest.raises(UserError, match="Deaf is of the kind text-audio, but has no embed_text"):
+        score(own, fp32, [Heard(Deaf(), tmp_path)])
 
 
 def test_real_recordings_and_statistics_are_other_references(sets: tuple, tmp_path: Path) -> None:
@@ -129,6 +142,16 @@ def test_real_recordings_and_statistics_are_other_references(sets: tuple, tmp_pa
     by_file = score(own, fp32, heard, tmp_path / "real.npz")
     assert by_file["fd_moments"] is not None and by_file["fd_moments"].value == pytest.approx(expected, rel=1e-5)
     assert by_file["kl_tagger"] is None
+    few = sets[0]
+    reference, mine = (
+        np.concatenate([Wide().embed(*s.read()) for s in each]).astype(np.float64) for each in (real, few)
+    )
+    np.savez(tmp_path / "wide.npz", mu_ref=reference.mean(0), sigma_ref=np.cov(reference, rowvar=False))
+    by_components = score(few, fp32, [Heard(Wide(), tmp_path)], tmp_path / "wide.npz")
+    axes = np.linalg.svd(reference - reference.mean(0))[2][:3].T  # 12 rows: 3 components
+    expected = frechet_distance(Gaussian.of(reference @ axes), Gaussian.of(mine @ axes))
+    assert by_components["pca_fd_wide"] is not None and "fd_wide" not in by_components
+    assert by_components["pca_fd_wide"].value == pytest.approx(expected, rel=1e-5)
     np.savez(tmp_path / "wrong.npz", mu_ref=np.zeros(3), sigma_ref=np.eye(3))
     with pytest.raises(UserError, match="is of 3 dimensions, Moments of 2"):
         score(own, fp32, heard[:1], tmp_path / "wrong.npz")

@@ -13,6 +13,7 @@ from dit_trt.tooling.evaluation.waveform import (
     clipped_share,
     log_mel_db,
     multi_resolution_stft,
+    rms_correlation,
 )
 
 RATE = 44100
@@ -52,6 +53,22 @@ def test_noise_is_farther_the_louder() -> None:
     assert mels == sorted(mels)
 
 
+def test_loudness_curves_are_those_of_the_windows() -> None:
+    t = np.arange(RATE) / RATE
+    early, late = (np.exp(-((t - middle) ** 2) / 0.02).astype(np.float32) for middle in (0.3, 0.7))
+    a, b = sound() * early, sound(5) * late
+    length = 2205
+
+    def curve(audio: NDArray) -> list[float]:
+        starts = range(0, RATE - length + 1, length // 2)
+        return [np.sqrt(np.mean(audio[:, s : s + length].astype(np.float64) ** 2)) for s in starts]
+
+    assert rms_correlation(a, b, RATE) == pytest.approx(np.corrcoef(curve(a), curve(b))[0, 1], abs=1e-9)
+    assert rms_correlation(a, 3 * a, RATE) == pytest.approx(1)
+    assert rms_correlation(a, sound(5) * early, RATE) > 0.95 > 0 > rms_correlation(a, b, RATE)
+    assert rms_correlation(a, 0 * a, RATE) == 0 and rms_correlation(a, np.full_like(a, 0.1), RATE) == 0
+
+
 def test_clipping_is_runs_at_full_scale() -> None:
     audio = np.zeros((1, 10), np.float32)
     audio[0, 3] = 1.0
@@ -66,11 +83,16 @@ def test_clipping_is_runs_at_full_scale() -> None:
         (sound(), sound(0, RATE // 2), r"clips of \(2, 44100\) and \(2, 22050\)"),
         (sound(), sound() * np.float32("nan"), "the clip holds NaN or infinity"),
         (0 * sound(), sound(), "the reference clip is silent"),
+        (sound()[:1] * np.array([[1.0], [-1.0]], np.float32), sound(), "the reference clip's channels cancel"),
         (sound(0, 100), sound(0, 100), "a clip of 100 samples is too short"),
     ],
 )
 def test_what_cannot_be_compared(expected: NDArray, found: NDArray, said: str) -> None:
-    for call in (lambda: log_mel_db(expected, found, RATE), lambda: multi_resolution_stft(expected, found)):
+    for call in (
+        lambda: log_mel_db(expected, found, RATE),
+        lambda: multi_resolution_stft(expected, found),
+        lambda: rms_correlation(expected, found, RATE),
+    ):
         with pytest.raises(UserError, match=said):
             call()
 
