@@ -12,6 +12,7 @@ nothing above half of it is heard; a "notice" to show.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,8 @@ class OnnxEmbedder:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes have no common base
             raise UserError(f"{path} is not a graph that ONNX Runtime opens: {str(error).splitlines()[0]}") from None
-        self.version = f"{sha256(path)[:16]} {json.dumps(dict(facts), sort_keys=True)}"
+        self._path = path
+        self.version = f"{_digest(path)[:16]} {json.dumps(dict(facts), sort_keys=True)}"
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
 
     def embed(self, audio: Float, rate: int) -> Float:
@@ -74,4 +76,25 @@ class OnnxEmbedder:
         """audio [samples] at through_rate"""
         audio = resampled(audio[None], self._through, self._rate)[0]
         parts = windows(audio, self._window, self._hop, **self._framing)
-        return np.asarray(self._session.run([self._output], {self._input: parts})[0], np.float32)
+        try:
+            found = np.asarray(self._session.run([self._output], {self._input: parts})[0], np.float32)
+        except Exception as error:  # as above
+            raise UserError(
+                f"{self._path} does not take [{', '.join(map(str, parts.shape))}], the sound's windows by samples: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        if found.ndim != 2 or len(found) != len(parts):
+            raise UserError(f"{self._path} makes {list(found.shape)} of {len(parts)} windows; it must be [windows, d]")
+        return found
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a graph and of the files that hold its weights, where they are not inside."""
+    import onnx
+
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    files = [path, *(path.parent / place for place in sorted(places))]
+    if len(files) == 1:
+        return sha256(path)
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()

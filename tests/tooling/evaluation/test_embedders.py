@@ -259,6 +259,38 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
         open_embedder(f"onnx:{tmp_path / 'mine.onnx'}")
 
 
+def test_other_weights_beside_the_same_graph_are_another_version(tmp_path: Path) -> None:
+    """What was heard is kept by the version; torch's exporter puts weights into a file of their own."""
+    network(tmp_path / "mine.onnx", 441)
+    model = onnx.load(tmp_path / "mine.onnx")
+    (tmp_path / "mine.onnx").unlink()
+    onnx.save(model, tmp_path / "mine.onnx", save_as_external_data=True, location="mine.data", size_threshold=0)
+    (tmp_path / "mine.json").write_text(json.dumps(FACTS))
+    first = open_embedder(f"onnx:{tmp_path / 'mine.onnx'}")
+    weights = bytearray((tmp_path / "mine.data").read_bytes())
+    weights[0] ^= 1
+    (tmp_path / "mine.data").write_bytes(weights)
+    assert open_embedder(f"onnx:{tmp_path / 'mine.onnx'}").version != first.version
+
+
+def test_a_graph_of_another_shape_is_told(tmp_path: Path) -> None:
+    network(tmp_path / "mine.onnx", 400)
+    (tmp_path / "mine.json").write_text(json.dumps(FACTS))
+    with pytest.raises(UserError, match=r"mine\.onnx does not take \[9, 441\], the sound's windows by samples: "):
+        open_embedder(f"onnx:{tmp_path / 'mine.onnx'}").embed(noise(0, 0.05), RATE)
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["audio"], ["y"], keepdims=0)],
+        "g",
+        [helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["n", 441])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "mine.onnx"
+    )
+    with pytest.raises(UserError, match=r"mine\.onnx makes \[\] of 9 windows; it must be \[windows, d\]"):
+        open_embedder(f"onnx:{tmp_path / 'mine.onnx'}").embed(noise(0, 0.05), RATE)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_papers_networks_are_the_users(tmp_path: Path, name: str) -> None:
     """Their framing, with a stand-in of theirs: what goes in has their rate, windows and channels."""
