@@ -234,7 +234,7 @@ def _distances(
             seed,
         ),
         f"kid_{of}": set_interval(
-            lambda i: kernel_distance(_rows(theirs, i if paired else every) / scale, _rows(mine, i) / scale),
+            lambda i: kernel_distance(_rows(theirs, i if paired else every) / scale, _rows(mine, i) / scale, paired),
             len(mine),
             seed,
         ),
