@@ -255,7 +255,9 @@ def _distances(
             seed,
         ),
         f"kid_{of}": set_interval(
-            lambda i: kernel_distance(_rows(theirs, i if own_pairs else every) / scale, _rows(mine, i) / scale),
+            lambda i: kernel_distance(
+                _rows(theirs, i if own_pairs else every) / scale, _rows(mine, i) / scale, own_pairs
+            ),
             len(mine),
             seed,
         ),

@@ -170,6 +170,20 @@ def test_the_kernel_distance_is_that_of_the_loops() -> None:
     assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * between)
 
 
+def test_the_kernel_distance_of_pairs_leaves_the_pairs_out() -> None:
+    """Equal sets: exactly zero. Nearly equal ones: not below it on average, as the plain one is."""
+    a = rows(9, 3, 0)
+    assert kernel_distance(a, a, paired=True) == pytest.approx(0, abs=1e-9)
+    rng = np.random.default_rng(3)
+    found = {True: [], False: []}  # type: ignore[var-annotated]
+    for _ in range(400):
+        x = rng.standard_normal((10, 3))
+        y = (x + 0.1 * rng.standard_normal((10, 3))) / np.sqrt(1.01)  # of the same distribution
+        for paired_rows, values in found.items():
+            values.append(kernel_distance(x, y, paired_rows))
+    assert abs(np.mean(found[True])) < 3 * np.std(found[True]) / 20 < abs(np.mean(found[False]))
+
+
 def test_the_kernel_distance_is_zero_on_average_for_one_distribution() -> None:
     rng = np.random.default_rng(0)
     found = [kernel_distance(rng.standard_normal((12, 4)), rng.standard_normal((12, 4))) for _ in range(600)]

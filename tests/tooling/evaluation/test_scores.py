@@ -92,7 +92,9 @@ def test_with_too_few_it_is_that_of_components_and_kernels(tmp_path: Path) -> No
     mine, theirs = (np.concatenate([Wide().embed(*sound.read()) for sound in each]) for each in (own, fp32))
     scale = np.sqrt(np.square(theirs.astype(np.float64)).mean())
     kid, pca = found["kid_wide"], found["pca_fd_wide"]
-    assert kid is not None and kid.value == pytest.approx(kernel_distance(theirs / scale, mine / scale), rel=1e-6)
+    assert kid is not None and kid.value == pytest.approx(
+        kernel_distance(theirs / scale, mine / scale, paired=True), rel=1e-6
+    )
     centred = theirs.astype(np.float64) - theirs.mean(0)
     axes = np.linalg.svd(centred)[2][:3].T  # 12 rows: 3 components
     expected = frechet_distance(Gaussian.of(theirs @ axes), Gaussian.of(mine @ axes))
