@@ -16,9 +16,9 @@ Observer = Callable[[int, Mapping[str, Float], Mapping[str, Float]], None]
 
 
 def guide(velocity: Float, cfg_scale: float) -> Float:
-    """Classifier-free guidance: velocity [2, channels, latents] -> u + (c - u) * cfg_scale, [channels, latents].
+    """Classifier-free guidance: velocity [2, ...], both halves -> u + (c - u) * cfg_scale, [...].
 
-    [1, channels, latents], the prompt's alone, is what a scale of 1 leaves of it.
+    [1, ...], the prompt's alone, is what a scale of 1 leaves of it.
     """
     if len(velocity) == 1:
         return velocity[0]
@@ -27,9 +27,9 @@ def guide(velocity: Float, cfg_scale: float) -> Float:
 
 
 class GuidedDenoiser:
-    """denoise(x [channels, latents], sigma, step) -> denoised: one engine call with both CFG halves as its batch.
+    """denoise(x [clips, channels, latents], sigma, step) -> denoised: one engine call, all clips' CFG halves its batch.
 
-    A conditioning of the prompt's half alone makes a batch of one.
+    A conditioning of the prompts' halves alone makes half of that.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class GuidedDenoiser:
 
     def __call__(self, x: Float, sigma: float, step: int) -> Float:
         c_skip, c_out, c_in = self._scalings[step]
-        scaled = np.stack((x * c_in,) * self._conditioning.batch)
+        scaled = np.concatenate((x * c_in,) * (self._conditioning.batch // len(x)))
         outputs = self._engine.run(self._conditioning, step, scaled)
         if self._observe is not None:
             self._observe(step, {"x": scaled, **self._conditioning.at(step)}, outputs)
-        return x * c_skip + guide(outputs["velocity"], self._cfg_scale) * c_out
+        halves = outputs["velocity"].reshape(-1, *x.shape)
+        return x * c_skip + guide(halves, self._cfg_scale) * c_out

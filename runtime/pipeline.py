@@ -35,7 +35,10 @@ TIME_ROWS = 128  # the conditioning graph embeds so many timesteps at once: one 
 
 @dataclass(frozen=True)
 class Clip:
-    """One finished clip: audio float32 [2, n] in -1..1, and what made it."""
+    """One finished clip: audio float32 [2, n] in -1..1, and what made it.
+
+    step_seconds: of each step; of a batch each clip's share of it.
+    """
 
     prompt: str
     seed: int
@@ -133,17 +136,30 @@ class Pipeline:
         on_step: Callable[[int, int], object] = lambda clip, step: None,
         short_window: bool = False,
         init_audio: InitAudio | None = None,
+        batch: int = 1,
+        seeds: Sequence[int] | None = None,
     ) -> Iterator[Clip]:
         """Clips of every prompt and variation, in order; the i-th has seed + i and equals its single run exactly.
 
         on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the
         first clip for a bad argument.
+        batch: so many clips go through the step graphs at once (`max_batch` at most), which costs less a clip and more
+        memory; on the CPU backends no bit of them changes. seeds: of the clips, in place of seed + i.
         short_window: compute no more latents than `seconds` needs, which is faster, though the model was trained on
         windows of its full length; by default that is computed and trimmed. init_audio: see InitAudio.
         """
         settings = settings or self.settings()
         seconds = self.check_seconds(seconds)
         check_clips(prompts, settings, num_variations, negative_prompt)
+        texts = [prompt for prompt in prompts for _ in range(num_variations)]
+        seeds = range(settings.seed, settings.seed + len(texts)) if seeds is None else seeds
+        if len(seeds) != len(texts):
+            raise UserError(f"{len(seeds)} seeds for {len(texts)} clips; give one for each")
+        for seed in seeds:
+            replace(settings, seed=seed)
+        size = min(batch, len(texts), self.max_batch or batch)
+        if size < 1:
+            raise UserError(f"batch {batch} is less than 1")
         self.check_sampler(settings)
         window = self.window(seconds) if short_window else None
         start = None
@@ -151,25 +167,30 @@ class Pipeline:
             settings = init_audio.settings(settings)
             with self._fitting():
                 start = init_audio.encoded(self, window or self.sizes["max_latents"])
-        index = 0
-        for prompt in prompts:
+        known: dict[str, Conditioning] = {}
+        for begin in range(0, len(texts), size):
+            clips = range(begin, min(begin + size, len(texts)))
             with self._fitting():
-                conditioning = self.condition(prompt, settings, seconds, negative_prompt)
-            for _ in range(num_variations):
-                one = replace(settings, seed=settings.seed + index)
-                times: list[float] = []
+                wanted = dict.fromkeys(texts[clip] for clip in clips)
+                known = {t: known.get(t) or self.condition(t, settings, seconds, negative_prompt) for t in wanted}
+            times: list[float] = []
 
-                def stepped(step: int, clip: int = index, times: list[float] = times) -> None:
-                    times.append(time.perf_counter())
+            def stepped(step: int, clips: range = clips, times: list[float] = times) -> None:
+                times.append(time.perf_counter())
+                for clip in clips:
                     on_step(clip, step)
 
-                latents = self.sample(conditioning, one, stepped, window=window, start=start)
+            # A smaller last batch is filled up, since engines have a fixed one: its last clip is made several times.
+            filled = [min(begin + i, clips[-1]) for i in range(size)]
+            together = Conditioning.together([known[texts[clip]] for clip in filled])
+            drawn = [seeds[clip] for clip in filled]
+            latents = self.sample_batch(together, settings, drawn, stepped, window=window, start=start)
+            elapsed = tuple((np.diff(times) / len(clips)).tolist())
+            for clip, each in zip(clips, latents):
                 with self._fitting():
-                    audio = finish(self.decode(latents), round(seconds * self.sample_rate))
+                    audio = finish(self.decode(each), round(seconds * self.sample_rate))
                 self._release("decoder")
-                elapsed = tuple(np.diff(times).tolist())
-                yield Clip(prompt, one.seed, audio, self.sample_rate, elapsed)
-                index += 1
+                yield Clip(texts[clip], seeds[clip], audio, self.sample_rate, elapsed)
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -255,15 +276,28 @@ class Pipeline:
         to begin at, each [channels, window].
         Raises ValueError when the conditioning was made for other noise levels than those of `settings`.
         """
+        return self.sample_batch(conditioning, settings, [settings.seed], on_step, observe, window, start)[0]
+
+    def sample_batch(
+        self,
+        conditioning: Conditioning,
+        settings: Settings,
+        seeds: Sequence[int],
+        on_step: Callable[[int], object] = lambda step: None,
+        observe: Observer | None = None,
+        window: int | None = None,
+        start: tuple[Float, Float] | None = None,
+    ) -> Float:
+        """`sample` for one clip a seed at once, of their conditionings `together` -> [clips, channels, latents]."""
         engine = self.step_engine_of(conditioning.batch, window)
         sigmas = settings.sigmas
         if not np.array_equal(sigmas[:-1], conditioning.sigmas):
             raise ValueError("the conditioning is that of another schedule")
         shape = engine.latent_shape
-        rng = np.random.Generator(np.random.PCG64(settings.seed))
+        generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
         def noise(step: int) -> Float:
-            return rng.standard_normal(shape, np.float32)
+            return np.stack([rng.standard_normal(shape, np.float32) for rng in generators])
 
         guided = GuidedDenoiser(engine, conditioning, settings.cfg_scale, settings.objective, observe)
 
@@ -274,8 +308,8 @@ class Pipeline:
         x = noise(0) * np.float32(sigmas[0])
         if start is not None:
             mean, stdev = start
-            own = np.random.Generator(np.random.PCG64(np.random.SeedSequence([settings.seed, 1])))
-            latents = mean + stdev * own.standard_normal(shape, np.float32)
+            own = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))) for seed in seeds]
+            latents = np.stack([mean + stdev * rng.standard_normal(shape, np.float32) for rng in own])
             x = x + latents * np.float32(1 - sigmas[0] if settings.objective.interpolates else 1)
         on_step(-1)
         return SAMPLERS[settings.sampler](denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step))
@@ -340,6 +374,11 @@ class Pipeline:
         return recipe.get("cfg_pair") == "difference"
 
     @property
+    def max_batch(self) -> int | None:
+        """How many clips fit into one batch: any number, or one, where the step graph codes the CFG pair."""
+        return 1 if self.always_pairs else None
+
+    @property
     def step_engine(self) -> StepEngine:
         """All step graphs of the bundle, compiled for both CFG halves and the model's full length."""
         return self.step_engine_of()
@@ -356,7 +395,7 @@ class Pipeline:
         """The compiled engine of one of the bundle's graphs.
 
         steps: the conditioning graph's rows of t; latents: of a clip (default: the model's full length), which the step
-        graphs and the decoder see; batch: CFG halves of the step graphs.
+        graphs and the decoder see; batch: CFG halves of the step graphs, of all clips.
         """
         key = graph, steps, latents or self.sizes["max_latents"], batch
         if key not in self._engines:

@@ -32,6 +32,7 @@ class ByStep(Protocol):
 class Conditioning:
     """What one prompt and one schedule make of the step engine's inputs, both CFG halves (row 0 is the prompt's).
 
+    Of several clips (`together`) the prompts' halves come first, then the unconditional ones.
     constants: `global_embed` [2, embed_dim] and `context_k.i`, `context_v.i` [2, heads, tokens, dim_heads];
     steps: by input and then by step, `time_embed` [embed_dim] and, where the graph takes them, `step_scales` [n];
     sigmas: the noise levels of the steps, float64 [steps].
@@ -43,12 +44,23 @@ class Conditioning:
 
     @property
     def batch(self) -> int:
-        """2: both CFG halves; 1: the prompt's alone."""
+        """Rows that the step graphs see. Of one clip 2: both CFG halves; 1: the prompt's alone."""
         return len(self.constants["global_embed"])
 
     def prompt_half(self) -> Conditioning:
         """The same without the unconditional half, which a guidance scale of 1 takes nothing of."""
         return replace(self, constants={name: value[:1] for name, value in self.constants.items()})
+
+    @classmethod
+    def together(cls, clips: Sequence[Conditioning]) -> Conditioning:
+        """Those of several clips of one schedule as one batch."""
+        first = clips[0]
+        if len(clips) == 1:
+            return first
+        halves = [
+            [clip.constants[name][half] for half in range(first.batch) for clip in clips] for name in first.constants
+        ]
+        return replace(first, constants=dict(zip(first.constants, map(np.stack, halves))))
 
     def at(self, step: int) -> dict[str, Float]:
         """The inputs of one step that change from step to step, but for x."""

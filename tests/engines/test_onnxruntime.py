@@ -128,6 +128,14 @@ def test_same_seed_same_latents_as_openvino(floats, tiny_float):
     assert relative(*latents) < 1e-4
 
 
+@pytest.mark.parametrize("what", ["floats", "sqs"])
+def test_clips_computed_at_once_are_the_same_bytes(what, request):
+    pipeline, settings = Pipeline(request.getfixturevalue(what)), Settings(steps=4)
+    at_once = pipeline.generate(["dog", "rain"], settings, num_variations=2, batch=3)
+    for clip, alone in zip(at_once, pipeline.generate(["dog", "rain"], settings, num_variations=2), strict=True):
+        np.testing.assert_array_equal(clip.audio, alone.audio)
+
+
 def test_int8_velocities_equal_openvinos(sqs, tiny_sqs, tiny_float):
     exact_int8("openvino")
     inputs = random_inputs(sqs, "step")

@@ -87,6 +87,43 @@ def test_clip_i_of_a_batch_equals_its_single_run(tiny_sqs: Bundle) -> None:
         np.testing.assert_array_equal(single.audio, clip.audio)
 
 
+@pytest.mark.parametrize("batch", [2, 3, 64])
+@pytest.mark.parametrize("cfg", [7.0, 1.0])
+def test_clips_computed_at_once_equal_their_single_runs(tiny_sqs: Bundle, batch: int, cfg: float) -> None:
+    """Of different prompts, lengths of the last batch and both numbers of CFG halves: no bit differs."""
+    pipeline, settings = Pipeline(tiny_sqs), Settings(steps=6, cfg_scale=cfg)
+    steps: list[tuple[int, int]] = []
+    found = list(
+        pipeline.generate(
+            ["dog", "rain", "cat"],
+            settings,
+            num_variations=2,
+            negative_prompt="siren",
+            batch=batch,
+            on_step=lambda clip, step: steps.append((clip, step)),
+        )
+    )
+    assert sorted(steps) == [(clip, step) for clip in range(6) for step in range(-1, 6)]
+    alone = pipeline.generate(["dog", "rain", "cat"], settings, num_variations=2, negative_prompt="siren")
+    for clip, single in zip(found, alone, strict=True):
+        assert (clip.prompt, clip.seed) == (single.prompt, single.seed) and len(clip.step_seconds) == 6
+        np.testing.assert_array_equal(clip.audio, single.audio)
+
+
+def test_a_batch_with_seeds_of_its_own(tiny_sqs: Bundle) -> None:
+    pipeline = Pipeline(tiny_sqs)
+    found = list(pipeline.generate(["dog", "rain"], SHORT, 0.5, batch=2, seeds=[9, 4]))
+    for clip, seed in zip(found, (9, 4), strict=True):
+        assert clip.seed == seed
+        np.testing.assert_array_equal(clip.audio, pipeline(clip.prompt, 0.5, steps=6, seed=seed)[0])
+    with pytest.raises(UserError, match="1 seeds for 2 clips; give one for each"):
+        next(pipeline.generate(["dog", "rain"], SHORT, seeds=[1]))
+    with pytest.raises(UserError, match="seed -1"):
+        next(pipeline.generate(["dog"], SHORT, seeds=[-1]))
+    with pytest.raises(UserError, match="batch 0 is less than 1"):
+        next(pipeline.generate(["dog"], SHORT, batch=0))
+
+
 def test_prompt_negative_prompt_and_seconds_matter(pipeline: Pipeline) -> None:
     base = next(pipeline.generate(["dog"], SHORT, 0.5)).audio
     for other in (

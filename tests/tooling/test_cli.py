@@ -151,6 +151,23 @@ def test_run_json(run, tiny_sqs, tmp_path):
         assert np.abs(audio).max() == pytest.approx(1, abs=1e-4)
 
 
+def test_clips_at_once_are_the_same_files(run, tmp_path):
+    alone = one_object(invoke(*run, "dog", "rain", "--num-variations", "2", "--json").stdout)["files"]
+    sounds = [(tmp_path / name).read_bytes() for name in alone]
+    result = invoke(*run, "dog", "rain", "--num-variations", "2", "--batch", "3", "--json", "--output", "batch")
+    assert [(tmp_path / name).read_bytes() for name in one_object(result.stdout)["files"]] == sounds
+    assert "sampling 8/8" in result.stderr
+    assert "leave --batch out" in error_of(*run, "dog", "--batch", "2", "--stop-after", "1", code=2)
+
+
+def test_a_coded_pair_is_computed_clip_by_clip(run, tiny, tiny_table, tmp_path):
+    build(tiny, tmp_path / "pair", "--method", "sqt", "--cfg-pair", "difference")
+    result = invoke("run", "--bundle", tmp_path / "pair", "dog", "rain", "--steps", "2", "--batch", "2")
+    assert result.exit_code == 0
+    assert "note: this bundle codes the guidance pair; it takes 1 clip at a time" in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+
+
 def test_diff_json(tiny_sqs):
     result = invoke("diff", tiny_sqs.folder, "--num-prompts", "2", "--steps", "4", "--min-cosine", "-1", "--json")
     value = one_object(result.stdout)

@@ -48,6 +48,13 @@ Examples:
 @click.option("--reference", metavar="PATH", help="Recordings named by caption id, or an .npz (default: FP32's clips).")
 @click.option("--floor", is_flag=True, help="FP32 with other seeds, too: how far apart two good clips are.")
 @click.option("--velocity-clips", type=click.IntRange(0), default=8, show_default=True, help="Compare velocities on.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Clips generated at once: less time a clip, more memory.",
+)
 @click.option("--one-by-one", is_flag=True, help="One bundle open at a time; the times are then not comparable.")
 @click.option("--output", metavar="DIR", default="evaluation", show_default=True, help="Clips and tables; resumes.")
 @dit_command
@@ -65,6 +72,7 @@ def command(
     reference: str | None,
     floor: bool,
     velocity_clips: int,
+    batch: int,
     one_by_one: bool,
     output: str,
 ) -> dict:
@@ -107,6 +115,7 @@ def command(
         real,
         floor,
         one_by_one,
+        batch,
         velocity_clips,
         progress,
         say,

@@ -25,7 +25,7 @@ EPILOG = """\b
 Examples:
   dit-trt run "dog barking"
   dit-trt run "rain" "a rooster crows" --seconds 2 --output clips/
-  dit-trt run "dog barking" --num-variations 4 --seed 7
+  dit-trt run "dog barking" --num-variations 4 --seed 7 --batch 4
   dit-trt run "a big dog" --init-audio small.wav --init-noise-level 2
 """
 
@@ -54,6 +54,13 @@ Examples:
 @click.option(
     "--num-variations", type=click.IntRange(1, 1000), default=1, show_default=True, help="Clips of every prompt."
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Clips computed at once: less time a clip, more memory.",
+)
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
 @click.option("--rebuild", is_flag=True, help="Build TensorRT plans of another version or GPU anew.")
 @click.option("--stop-after", metavar="N", type=click.IntRange(1), help="Benchmarks only: N steps and no sound.")
@@ -79,6 +86,7 @@ def command(
     init_noise_level: float | None,
     negative_prompt: str | None,
     num_variations: int,
+    batch: int,
     device: str | None,
     rebuild: bool,
     stop_after: int | None,
@@ -100,6 +108,8 @@ def command(
         paths = _paths(prompts, num_variations, seed, output)
         if init_noise_level is not None and init_audio is None:
             raise UserError("--init-noise-level belongs to --init-audio; give both")
+        if stop_after is not None and batch > 1:
+            raise UserError("--stop-after times the steps of one clip; leave --batch out")
     if stop_after is None:
         _check_writable(paths[0].parent)
     start = None if init_audio is None else InitAudio.read(expanded(init_audio), init_noise_level)
@@ -116,6 +126,8 @@ def command(
         say(f"note: the first {kept:.1f} s of {start.seconds:.1f} s of --init-audio are used")
     if short_window and pipeline.window(seconds) < pipeline.sizes["max_latents"]:
         say(f"note: this model was trained on windows of {pipeline.max_seconds:.1f} s; a shorter one may sound worse")
+    if batch > (most := pipeline.max_batch or batch):
+        say(f"note: this bundle codes the guidance pair; it takes {most} clip at a time")
     for prompt in prompts:
         if cut := pipeline.count_cut_tokens(prompt):
             say(f"note: the last {cut} tokens of the prompt {prompt[:40]!r}... are not seen by this model")
@@ -123,11 +135,12 @@ def command(
     times: list[float] = []
     written: list[str] = []
     with progress("sampling", min(len(paths) * steps, stop_after or sys.maxsize)) as done:
-        begun = time.perf_counter()
+        begun, count = time.perf_counter(), 0
 
         def on_step(clip: int, step: int) -> None:
-            nonlocal begun
-            done(clip * steps + step + 1)
+            nonlocal begun, count
+            count += step >= 0
+            done(count)
             if stop_after is not None:
                 now = time.perf_counter()
                 times.extend([now - begun] * (step >= 0))
@@ -136,7 +149,7 @@ def command(
                     raise _Stopped
 
         clips = pipeline.generate(
-            prompts, settings, seconds, negative_prompt, num_variations, on_step, short_window, start
+            prompts, settings, seconds, negative_prompt, num_variations, on_step, short_window, start, batch
         )
         with contextlib.suppress(_Stopped):
             for path, clip in zip(paths, clips):

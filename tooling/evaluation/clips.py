@@ -16,12 +16,13 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...calib_data.reader import Caption
 from ...engines.errors import UserError
 from ...engines.home import flocked, flush, read_json, sha256
+from ...runtime.pipeline import Clip as Made
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings import Settings
 from ...runtime.wav import write_wav
@@ -138,10 +139,14 @@ class ClipFolder:
             write_whole(index, whole)
         return found
 
-    def generate(self, pipeline: Pipeline, caption: Caption, seed: int) -> Clip:
-        """Make one clip and enter it. It equals the single run of its prompt and seed exactly."""
-        settings = replace(self._plan.settings, seed=seed)
-        made = next(iter(pipeline.generate([caption.text], settings, self._plan.seconds)))
+    def generate(self, pipeline: Pipeline, clips: Sequence[tuple[Caption, int]]) -> Iterator[Clip]:
+        """Make a batch of clips and enter each. They equal the single runs of their prompts and seeds exactly."""
+        texts, seeds = [caption.text for caption, _ in clips], [seed for _, seed in clips]
+        made = pipeline.generate(texts, self._plan.settings, self._plan.seconds, batch=len(clips), seeds=seeds)
+        for (caption, _), clip in zip(clips, made):
+            yield self._enter(caption, clip)
+
+    def _enter(self, caption: Caption, made: Made) -> Clip:
         path = self._folder / f"{caption.id}.wav"
         write_wav(path, made.audio, made.sample_rate)
         flush(path)
@@ -149,7 +154,7 @@ class ClipFolder:
         clip = Clip(
             caption.id,
             caption.text,
-            seed,
+            made.seed,
             path.name,
             sha256(path),
             round(sum(step), 4),
@@ -169,27 +174,27 @@ def generate_all(
     plan: Plan,
     done: Callable[[int], object] = lambda n: None,
     one_by_one: bool = False,
+    batch: int = 1,
 ) -> dict[str, list[Clip]]:
     """Every clip of every bundle, by name: what is there is kept. done(n) counts finished clips, those from before too.
 
-    The bundles take turns clip by clip, so that their times are of the same minutes; with one_by_one they follow each
-    other and only one is open, which takes less memory. pipelines open when first needed.
+    The bundles take turns batch by batch, so that their times are of the same minutes; with one_by_one they follow each
+    other and only one is open, which takes less memory. pipelines open when first needed. batch: clips at once.
     """
     folders = {name: ClipFolder(folder / name, plan) for name in pipelines}
     count = sum(len(each.finished) for each in folders.values())
     done(count)
     opened: dict[str, Pipeline] = {}
-    clips = [(name, *clip) for clip in plan.clips for name in pipelines]
-    for name, caption, seed in sorted(clips, key=lambda clip: list(pipelines).index(clip[0])) if one_by_one else clips:
-        if caption.id in folders[name].finished:
-            continue
+    missing = {name: [clip for clip in plan.clips if clip[0].id not in each.finished] for name, each in folders.items()}
+    turns = [(begin, name) for name, clips in missing.items() for begin in range(0, len(clips), batch)]
+    for begin, name in turns if one_by_one else sorted(turns, key=lambda turn: turn[0]):
         if name not in opened:
             if one_by_one:
                 opened.clear()
             opened[name] = pipelines[name]()
-        folders[name].generate(opened[name], caption, seed)
-        count += 1
-        done(count)
+        for _ in folders[name].generate(opened[name], missing[name][begin : begin + batch]):
+            count += 1
+            done(count)
     order = [caption.id for caption, _ in plan.clips]
     return {name: [each.finished[i] for i in order] for name, each in folders.items()}
 

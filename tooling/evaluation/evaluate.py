@@ -82,6 +82,7 @@ def evaluate(
     reference: Path | None = None,
     floor: bool = False,
     one_by_one: bool = False,
+    batch: int = 1,
     velocity_clips: int = 8,
     watch: Watch = unwatched,
     say: Say = silent,
@@ -90,8 +91,9 @@ def evaluate(
 
     chosen: settings that are not the model's own (see `Settings`). reference: real recordings (a folder of files named
     by caption id) or stable-audio-metrics' .npz, for distances and divergences; default: FP32's clips. floor: FP32 with
-    other seeds as a row of its own, how far apart two good clips are. velocity_clips: how many captions the velocity is
-    compared on; 0: none. Raises UserError for bundles of different models, and as `evaluation_folder` does.
+    other seeds as a row of its own, how far apart two good clips are. batch: clips generated at once. velocity_clips:
+    how many captions the velocity is compared on; 0: none. Raises UserError for bundles of different models, and as
+    `evaluation_folder` does.
     """
     model = bundles[0].manifest["model"]
     if any(bundle.manifest["model"]["digest"] != model["digest"] for bundle in bundles):
@@ -111,11 +113,11 @@ def evaluate(
         total = len(plan.clips) * len(names)
         makers = {name: partial(Pipeline, bundle) for name, bundle in names.items()}
         with watch("generating clips", total) as done:
-            clips = generate_all(makers, folder, plan, done, one_by_one)
+            clips = generate_all(makers, folder, plan, done, one_by_one, batch)
         if floor:
             other = replace(plan, settings=replace(settings, seed=settings.seed + 1))
             with watch("FP32 with other seeds", len(plan.clips)) as done:
-                clips[FLOOR] = generate_all({FLOOR: makers[FP32]}, folder, other, done)[FLOOR]
+                clips[FLOOR] = generate_all({FLOOR: makers[FP32]}, folder, other, done, batch=batch)[FLOOR]
         sounds = {name: sounds_of(folder / name, each) for name, each in clips.items()}
         scores = _score(sounds, embedders, reference, folder, watch)
         velocities = _velocities(makers, plan, digests, folder, velocity_clips, watch)

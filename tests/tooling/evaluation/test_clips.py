@@ -60,6 +60,18 @@ def test_a_clip_depends_on_its_id_alone(pipelines: dict, tmp_path: Path) -> None
     assert {c.id: c.sha256 for c in both["sqs"]} == {c.id: c.sha256 for c in alone["sqs"]}
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_clips_made_at_once_are_the_same_bytes(pipelines: dict, tmp_path: Path, one_by_one: bool) -> None:
+    plan, counts = replace(PLAN, variations=3), list[int]()
+    alone = generate_all(pipelines, tmp_path / "a", plan)
+    (tmp_path / "b" / "sqs").mkdir(parents=True)
+    shutil.copy(tmp_path / "a" / "sqs" / "91-2.wav", tmp_path / "b" / "sqs")  # one is there already
+    batches = generate_all(pipelines, tmp_path / "b", plan, counts.append, one_by_one, batch=4)
+    assert counts == list(range(1, 13))
+    for name in pipelines:
+        assert [(c.id, c.seed, c.sha256) for c in batches[name]] == [(c.id, c.seed, c.sha256) for c in alone[name]]
+
+
 @pytest.fixture
 def finished(pipelines: dict, tmp_path: Path) -> Path:
     generate_all({"sqs": pipelines["sqs"]}, tmp_path / "out", PLAN)
