@@ -218,15 +218,17 @@ def find_bundle(name: str | None, quantized: bool = False) -> Bundle:
             if folder.is_dir():
                 return Bundle(folder.absolute())
         known = ", ".join(bundle.folder.name for bundle in list_bundles()[:5])
-        raise UserError(f"no bundle {name!r}" + (f"; there are: {known}" if known else "; dit-trt build makes one"))
-    good, bad = _scan()
-    good = [bundle for bundle in good if not quantized or bundle.manifest["recipe"]["method"] != "none"]
+        told = f"; there are: {known} (dit-trt list)" if known else "; dit-trt build makes one"
+        raise UserError(f"no bundle {name!r} in the home folder, and no such folder{told}")
+    every, bad = _scan()
+    good = [bundle for bundle in every if not quantized or bundle.manifest["recipe"]["method"] != "none"]
     for folder, error in bad.items():
         if not (folder / MANIFEST).is_file() or (quantized and _claim(folder, "recipe.method") == "none"):
             continue
         if not good or _claimed_time(folder) > good[0].created:
-            other = f", or choose one with --bundle, as {good[0].folder.name}" if good and not quantized else ""
+            other = f", or name another, as {good[0].folder.name}" if good else ""
             raise UserError(f"the newest bundle cannot be used: {error}{other}")
     if not good:
-        raise UserError("there is no bundle yet; make one with: dit-trt build --method sqs --bits w8a8")
+        none = "no quantized bundle yet, only FP32" if every else "no bundle yet"
+        raise UserError(f"there is {none}; make one with: dit-trt build --method sqs --bits w8a8")
     return good[0]

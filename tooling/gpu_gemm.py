@@ -70,7 +70,7 @@ def milliseconds(works: dict[str, Callable[[], Tensor]], rounds: int, wait: Call
 def command(rounds: int) -> dict:
     """Time INT8, FP16 and BF16 products of Stable Audio Open's shapes by PyTorch."""
     if not torch.cuda.is_available():
-        raise UserError("PyTorch sees no NVIDIA GPU here (torch.cuda.is_available() is False)")
+        raise UserError("PyTorch sees no NVIDIA GPU here; it takes one, its driver and a CUDA build of torch")
     name = torch.cuda.get_device_name()
     show(f"{name}, torch {torch.__version__}; products by PyTorch, not by our engine; medians of {rounds} rounds, ms")
     rows: list[list[object]] = [["product", "tokens", "fp16", "bf16", "int8", "fp16/int8"]]

@@ -42,7 +42,7 @@ def test_a_damaged_newest_bundle_is_not_passed_over_in_silence(own_home):
     step.write_bytes(b"x")
     message = refusal(find_bundle, None)
     assert message.startswith("the newest bundle cannot be used: the bundle float is damaged: step.onnx ")
-    assert message.endswith("build it again, or choose one with --bundle, as b")
+    assert message.endswith("build it again, or name another, as b")
     assert find_bundle(None, quantized=True).folder.name == "b"
     assert list(unusable_bundles()) == [bundles_folder() / "float"]
     (bundles_folder() / "b" / MANIFEST).write_bytes(b"")
@@ -61,6 +61,11 @@ def test_bundles_of_an_older_format_are_not_called_none(own_home):
     for folder in bundles_folder().iterdir():
         edit(folder, lambda values: values.update(format=1))
     assert f"has bundle format 1, this version reads {FORMAT}; build it again" in refusal(find_bundle, None)
+
+
+def test_only_fp32_is_not_called_none(own_home):
+    make(bundles_folder() / "float", method="none")
+    assert refusal(find_bundle, None, True).startswith("there is no quantized bundle yet, only FP32; make one with: ")
 
 
 def test_without_a_name_the_newest_is_found(own_home):

@@ -255,7 +255,7 @@ def test_without_audio_and_of_a_linear_that_runs_once(
     monkeypatch.chdir(tmp_path)
     arguments = ("--linear", "cross_attn.to_kv", "--block", 0, "--steps", 1, "--steps-sampled", 1, "--no-audio")
     result = invoke("analyze", tiny_sqs.folder, *arguments)
-    target = f"{tiny_sqs.folder.name}-analysis"
+    target = f"{tiny_sqs.folder.name}-analysis-cross_attn.to_kv-block-0"  # another look does not replace this one
     assert sorted(Path(line).name for line in result.stdout.splitlines()) == FILES
     page = Page((tmp_path / target / "report.html").read_text("utf-8"))
     assert "audio" not in page.tags

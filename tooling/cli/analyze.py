@@ -10,6 +10,7 @@ import click
 from ...engines.home import expanded
 from .common import dit_command, progress, say, tell, usage
 from .completion import bundles, files
+from .recipe_options import given
 
 EPILOG = """\b
 Examples:
@@ -36,7 +37,12 @@ Examples:
     help="Steps at which every Linear is simulated, first to last.",
 )
 @click.option("--no-audio", is_flag=True, help="No clips in the report: saves sampling with the bundle.")
-@click.option("--output", metavar="DIR", shell_complete=files, help="Where to write (default: BUNDLE-analysis, here).")
+@click.option(
+    "--output",
+    metavar="DIR",
+    shell_complete=files,
+    help="Where to write (default: here, BUNDLE-analysis and what is looked at).",
+)
 @dit_command
 def command(
     bundle: str | None,
@@ -67,7 +73,9 @@ def command(
     with usage():
         check_clips([prompt], Settings(**chosen))
     found = find_bundle(bundle, quantized=True).verify()
-    target = expanded(output or f"{found.folder.name}-analysis")
+    looked_at = given(linear=linear, block=block, step=step)
+    named = "-".join(f"{'' if name == 'linear' else name + '-'}{value}" for name, value in looked_at.items())
+    target = expanded(output or "-".join(filter(None, [found.folder.name, "analysis", named])))
     check_folder(target)
     settings = Pipeline(found).settings(**chosen)
 

@@ -30,7 +30,8 @@ Examples:
   dit-trt build --method none                 FP32 (diff makes its own)
   dit-trt build --trunk bf16                  faster float work, where it is
   dit-trt build --backend tensorrt            proven here, run on a GPU
-  dit-trt build --model stabilityai/stable-audio-open-1.0
+  dit-trt build --model stabilityai/stable-audio-open-1.0 \\
+      --num-prompts 4 --calib-steps 20        hours; the defaults take days
   dit-trt build --exclude ff.ff.2 --dry-run   what it would cost
   dit-trt build --prompts captions.csv --num-prompts 20 --recalibrate
   dit-trt inspect --recipe > recipe.toml      a bundle's recipe as a file,

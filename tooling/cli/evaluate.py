@@ -18,7 +18,8 @@ EPILOG = """\b
 Examples:
   dit-trt evaluate                                 newest bundle, our captions
   dit-trt evaluate A B --variations 8 --floor --metrics birdnet,aisfx
-  dit-trt evaluate A B --captions audiocaps.csv --reference recordings
+  dit-trt evaluate A --metrics birdnet,aisfx --reference recordings \\
+      --captions audiocaps.csv
   dit-trt evaluate A --metrics clap,openl3 --weights clap=clap --weights \\
       openl3=openl3.onnx --reference openl3-audiocaps.npz
 """
@@ -37,17 +38,30 @@ Examples:
 @click.option("--seconds", type=float, help="Length of each clip (default: 10, or the model's longest).")
 @click.option("--steps", type=int, help="Sampling steps (default: the model's own).")
 @click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own).")
-@click.option("--seed", type=int, default=1000, show_default=True, help="Each clip's is made of it and its id.")
+@click.option(
+    "--seed", type=int, default=1000, show_default=True, help="Each clip's own seed is made of it and its id."
+)
 @click.option(
     "--metrics",
     metavar="LIST",
     default="",
-    help="Networks: birdnet, birdnet-embedding, aisfx, clap, openl3, passt, onnx:FILE.",
+    help="Networks that score the clips, by commas (default: none): birdnet, birdnet-embedding, aisfx, clap, openl3, "
+    "passt, onnx:FILE.",
 )
 @click.option("--weights", multiple=True, metavar="NAME=PATH", help="Where a network's weights are.")
-@click.option("--reference", metavar="PATH", help="Recordings named by caption id, or an .npz (default: FP32's clips).")
+@click.option(
+    "--reference",
+    metavar="PATH",
+    help="What --metrics compares with: recordings named by caption id, or an .npz (default: FP32's clips).",
+)
 @click.option("--floor", is_flag=True, help="FP32 with other seeds, too: how far apart two good clips are.")
-@click.option("--velocity-clips", type=click.IntRange(0), default=8, show_default=True, help="Compare velocities on.")
+@click.option(
+    "--velocity-clips",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="Captions on which every step's velocity is compared with FP32's; 0: none.",
+)
 @click.option(
     "--batch",
     type=click.IntRange(1, 256),
@@ -90,6 +104,8 @@ def command(
         Settings(**chosen)
     found = [find_bundle(each) for each in bundle] or [find_bundle(None, quantized=True)]
     real = None if reference is None else _reference(reference)
+    if real is not None and not metrics.strip(", "):
+        raise UsageError("--reference is for networks to compare with; name some with --metrics, as birdnet,aisfx")
     from ..evaluation.embedders import open_embedder
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]

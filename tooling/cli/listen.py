@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  dit-trt listen FP32 SQS SQT            bundles, by name or folder
-  dit-trt listen FP32 SQS --prompts captions.csv --num-prompts 10
+  dit-trt listen ./fp32 ./sqs-w8a8       bundles, by folder or name
+  dit-trt listen BUNDLE BUNDLE --prompts captions.csv --num-prompts 10
   dit-trt listen --clips evaluated/      clips that are there already
   dit-trt listen --results listening-test/answers
 """

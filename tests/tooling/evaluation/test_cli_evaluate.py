@@ -74,6 +74,7 @@ MISTAKES = {
         "--weights clap=no: there is no no",
     ),
     "no reference": (("{sqs}", "--reference", "no.npz"), 1, "is neither a folder of recordings nor an .npz file of"),
+    "a reference for nothing": (("{sqs}", "--reference", "."), 2, "name some with --metrics, as birdnet,aisfx"),
     "too many": (("{sqs}", "--num-captions", "25"), 2, "--num-captions 25 is more than the 24 there are"),
     "too long": (("{sqs}", "--seconds", "100"), 1, "seconds 100 is outside 0.1.."),
     "no captions": (("{sqs}", "--captions", "no.csv"), 1, "no prompt file no.csv"),
