@@ -6,7 +6,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -122,6 +122,15 @@ def _captions(path: Path, text: str) -> list[str]:
 def heldout_prompts() -> list[str]:
     """The prompts that calibration never sees; comparisons run on them."""
     return read_prompts(Path(__file__).with_name("heldout.txt"))
+
+
+def heldout_captions() -> list[Caption]:
+    """Both of them with ids, 24 sentences: what clips are evaluated on."""
+    return [
+        replace(caption, id=f"{kind}-{caption.id}")
+        for kind in ("ablation", "heldout")
+        for caption in read_captions(Path(__file__).with_name(f"{kind}.txt"))
+    ]
 
 
 def ablation_prompts() -> list[str]:

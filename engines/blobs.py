@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .home import home, locked, sha256
+from .home import home, locked, sha256, write_whole
 
 LIMIT = 4_000_000_000  # bytes kept over all graphs; what was used longest ago goes first
 _SUMS = "sha256.json"
@@ -78,11 +78,7 @@ def _record(folder: Path) -> None:
     if not names:
         folder.rmdir()  # the backend kept nothing
     elif names != {*(_recorded(folder) or {}), _SUMS}:
-        part = folder / f"{_SUMS}.part"
-        part.unlink(missing_ok=True)
-        text = json.dumps(_files(folder))
-        part.write_text(text, "utf-8")
-        part.replace(folder / _SUMS)
+        write_whole(folder / _SUMS, json.dumps(_files(folder)))
 
 
 def _prune(current: Path) -> None:

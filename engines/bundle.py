@@ -16,19 +16,15 @@ a bundle.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
-import glob
 import json
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError
-from .home import expanded, flocked, flush, home, locked, sha256
+from .folders import new_folder
+from .home import expanded, home, sha256
 from .manifest import MANIFEST, field, read_manifest
 
 
@@ -101,68 +97,14 @@ def check_target(target: Path) -> None:
 def new_bundle(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` to fill; when the block ends well it takes the place of `target`.
 
-    An older bundle of that name is replaced; any other folder there is never touched. When the block fails, or is
-    interrupted, nothing is left; what a killed process left is removed by the next build of that bundle.
+    An older bundle of that name is replaced; any other folder there is never touched. See `new_folder`.
     """
     check_target(target)
-    target = target.resolve()  # a link to a bundle stays one, and what it points at is replaced
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        with locked(target.parent):
-            _sweep(target)
-            work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", dir=target.parent))
-            held.enter_context(flocked(work))  # tells the sweep of another build that this one lives
-        old = work.with_name(work.name + ".old")
-        try:
-            yield work
-            if not (work / MANIFEST).is_file():
-                raise AssertionError("a bundle was finished without a manifest")
-            Bundle(work)
-            work.chmod(0o755)
-            for file in work.iterdir():
-                file.chmod(0o644)  # some writers make private files; a bundle is to be shared
-                flush(file)
-            flush(work)
-            with locked(target.parent):
-                if not (target.exists() and _exchange(work, target)):
-                    if target.exists():
-                        target.rename(old)
-                    work.rename(target)
-            flush(target.parent)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step, so that nobody ever finds neither; False where the system cannot (not Linux)."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    at_cwd, swap = -100, 2
-    return renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), swap) == 0
-
-
-def _sweep(target: Path) -> None:
-    """Mend what killed builds left behind: work folders that nobody holds any more, a bundle set aside.
-
-    In the home folder those of every bundle, elsewhere only those of this one.
-    """
-    name = "*" if target.parent == bundles_folder().resolve() else glob.escape(target.name)
-    for folder in target.parent.glob(f".{name}.*-*"):
-        found = re.fullmatch(r"\.(.+)\.[0-9]+-[^.]+(\.old)?", folder.name)
-        with contextlib.suppress(OSError), flocked(folder, wait=False):
-            whole = folder.with_name(found[1]) if found else None
-            if found and found[2] and whole and not whole.exists():
-                folder.rename(whole)
-            elif found:
-                shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(target, sweep_all=target.resolve().parent == bundles_folder().resolve()) as work:
+        yield work
+        if not (work / MANIFEST).is_file():
+            raise AssertionError("a bundle was finished without a manifest")
+        Bundle(work)
 
 
 def list_bundles() -> list[Bundle]:

@@ -69,11 +69,7 @@ def sha256_kept(path: Path) -> str:
         if re.fullmatch("[0-9a-f]{64}", known := note.read_text("utf-8")):
             return known
     digest = sha256(path)
-    with contextlib.suppress(OSError):  # a home folder that cannot be written costs time alone
-        note.parent.mkdir(parents=True, exist_ok=True)
-        part = note.with_name(f"{note.name}.{os.getpid()}.part")
-        part.write_text(digest, "utf-8")
-        part.replace(note)
+    keep(note, digest)
     return digest
 
 
@@ -97,6 +93,27 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file at once. Whatever happens to the process: it is the old one or the new one, and whole.
+
+    A killed process leaves `.<name>.<pid>.tmp` beside it at most.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def keep(path: Path, content: str | bytes) -> None:
+    """`write_whole` of what saves time alone: where it cannot be written (a full disk) it is made again."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import cuda, tensorrt_api
 from .errors import UserError
+from .home import keep
 from .tensorrt_account import Product, attention_nodes, int8_nodes, products_of_inspector, products_of_plan
 from .tensorrt_build import CURRENT, PlanOptions, Say, build_plan, check_targets
 from .tensorrt_kernels import KernelCache
@@ -179,12 +180,7 @@ def _kept(graph: str, identity: str, file: Path | None, rebuild: bool, build: Ca
     plan = build()
     for path in others:
         path.unlink()
-    part = file.with_suffix(".part")
-    try:
-        part.write_bytes(plan)
-        part.replace(file)
-    except OSError:  # a full disk: it is built again the next time
-        part.unlink(missing_ok=True)
+    keep(file, plan)
     return plan
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from . import cuda, tensorrt_api
 from .errors import UserError
+from .home import keep
 
 Say = Callable[[str], object]
 LATENTS = "latents"  # the graphs' name for the axis whose length `profile` gives
@@ -120,19 +120,9 @@ def build_plan(
             raise monitor.interrupted
         raise RuntimeError(log.take())
     if timing is not None:
-        _keep(timing, bytes(config.get_timing_cache().serialize()))
+        keep(timing, bytes(config.get_timing_cache().serialize()))
     say(f"{tensorrt_api.version()} built {path.name} in {time.monotonic() - start:.1f} s")
     return bytes(plan)
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """Replace the file at once, or leave it where the disk is full: what it saves is time."""
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    except OSError:
-        part.unlink(missing_ok=True)
 
 
 def _config(trt: Any, builder: Any, options: PlanOptions) -> Any:

@@ -7,6 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from .home import keep
+
 _SUFFIX = ".kernels"
 
 
@@ -35,12 +37,7 @@ class KernelCache:
         assert self._folder is not None
         content = bytes(self._cache.serialize())
         file = self._folder / f"{hashlib.sha256(content).hexdigest()[:16]}{_SUFFIX}"  # a new name gets a new checksum
-        part = file.with_suffix(".part")
         with contextlib.suppress(OSError):
             for other in self._files():
                 other.unlink()
-            try:
-                part.write_bytes(content)
-                part.replace(file)
-            finally:
-                part.unlink(missing_ok=True)
+        keep(file, content)

@@ -30,6 +30,11 @@ def finish(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     return np.clip(kept / np.float32(peak), -1.0, 1.0)
 
 
+def pcm16(audio: NDArray[np.floating]) -> NDArray[np.int16]:
+    """audio [channels, n], clipped to -1..1 -> samples as files hold them, [n, channels]."""
+    return np.rint(np.clip(audio.T, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
+
+
 def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) -> None:
     """Write `audio` as 16-bit PCM at `sample_rate` Hz.
 
@@ -40,9 +45,8 @@ def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) ->
     path = Path(path)
     audio = _stereo(np.asarray(audio, dtype=np.float32))
     _require_finite(audio)
-    pcm = np.rint(np.clip(audio, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
     encoded = BytesIO()
-    soundfile.write(encoded, pcm.T, sample_rate, format="WAV", subtype="PCM_16")
+    soundfile.write(encoded, pcm16(audio), sample_rate, format="WAV", subtype="PCM_16")
     temporary = path.parent / f".{uuid.uuid4().hex}.wav.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

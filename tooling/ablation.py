@@ -27,7 +27,7 @@ from ..calib_data.reader import ablation_prompts
 from ..engines.base import BACKENDS
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
-from ..engines.home import home, sha256
+from ..engines.home import home, sha256, write_whole
 from ..exporters.checkpoint import Checkpoint
 from ..runtime.pipeline import Pipeline, Settings
 from .ablation_report import markdown
@@ -241,9 +241,7 @@ class Ablation:
 
     def _keep(self, row: Row, result: dict) -> None:
         self.results[row.name] = result
-        part = self._kept.with_suffix(".part")
-        part.write_text(json.dumps(self.results, indent=1), "utf-8")
-        part.rename(self._kept)
+        write_whole(self._kept, json.dumps(self.results, indent=1))
 
 
 def _digest(files: dict[str, str], backend: str) -> str:

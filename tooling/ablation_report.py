@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .ablation_rows import Row
-from .fidelity import IDENTICAL_DB, MEL_BANDS, Trial, bootstrap_median, deterministic_sampler
+from .fidelity import IDENTICAL_DB, MEL_BANDS, Trial, deterministic_sampler
+from .intervals import median_interval
 
 _COLUMNS = (
     *("", "smoothing", "range", "worst-step cosine", "mean cosine", "relative error", "final latents, SNR"),
@@ -47,7 +48,7 @@ def markdown(
 
 
 def _cells(row: Row, result: Mapping) -> list[str]:
-    ratio = "{:.2f} ({:.2f}-{:.2f})".format(*bootstrap_median(result["ratios"])) if "ratios" in result else ""
+    ratio = "{:.2f} ({:.2f}-{:.2f})".format(*median_interval(result["ratios"])) if "ratios" in result else ""
     identical = result["snr_db"] >= IDENTICAL_DB
     return [
         row.label,

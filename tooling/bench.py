@@ -35,7 +35,7 @@ from ..exporters.linears import DIT_PREFIX
 from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.samplers import DETERMINISTIC
 from .contents import bundle_parts
-from .fidelity import bootstrap_median
+from .intervals import median_interval
 from .recipe import Recipe
 from .synthetic_checkpoint import SHAPES, write_checkpoint
 from .timed_steps import cores, open_step_engine, turns
@@ -164,7 +164,7 @@ def _row(
         name,
         _spread([1000 * s for s in seconds[name]]),
         _spread(ratios),
-        None if sqs is None else bootstrap_median([own / base for own, base in zip(seconds[name], sqs)]),
+        None if sqs is None else median_interval([own / base for own, base in zip(seconds[name], sqs)]),
         error,
         0 if bundle is None else bundle.manifest["linears"],
         0 if bundle is None else bundle.manifest["int8_linears"],

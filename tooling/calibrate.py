@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,38 +126,54 @@ def _tapped_graphs(checkpoint: Checkpoint, folder: Path) -> Path:
     return folder
 
 
-class TappedPipeline(Pipeline):
-    """The production pipeline on float graphs with taps; everything the taps say goes to the journal."""
+class Recorder(Protocol):
+    """What the taps of graphs speak to."""
 
-    def __init__(self, reference: Bundle, graphs: Path, journal: Journal):
+    def rows_per_call(self, graph: str) -> int:
+        """How many tokens of each Linear's input are handed out in a call."""
+
+    def rows(self, graph: str) -> NDArray[np.int64]:
+        """Which, in the next call: their places among those of both CFG halves."""
+
+    def replay(self) -> Float | None:
+        """The next step's velocity, where it is known from an earlier run."""
+
+    def record(self, graph: str, taps: dict[str, NDArray], outputs: dict[str, NDArray]) -> None:
+        """What they said in a call, beside its outputs."""
+
+
+class TappedPipeline(Pipeline):
+    """The production pipeline on float graphs, with taps where `graphs` has a file of their name."""
+
+    def __init__(self, reference: Bundle, graphs: Path, recorder: Recorder):
         super().__init__(reference)
-        self._graphs, self._journal = graphs, journal
+        self._graphs, self._recorder = graphs, recorder
 
     always_pairs = True  # the taps compare the halves
 
     def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
-        if graph not in ("conditioning", "step"):
+        path = self._graphs / f"{graph}.onnx"
+        if not path.is_file():
             return super()._open(graph, steps, latents, batch)
-        shapes = {**graph_shapes(self.sizes, steps)[graph], ROWS: (self._journal.rows_per_call(graph),)}
-        engine = open_engine(self._backend, self._graphs / f"{graph}.onnx", shapes, self._device)
-        return TappedEngine(engine, graph, self._journal)
+        shapes = {**graph_shapes(self.sizes, steps)[graph], ROWS: (self._recorder.rows_per_call(graph),)}
+        return TappedEngine(open_engine(self._backend, path, shapes, self._device), graph, self._recorder)
 
 
 class TappedEngine:
-    """An engine that records its taps, and answers from the journal for the steps an earlier run finished."""
+    """An engine that records its taps, and answers for the steps that the recorder knows from an earlier run."""
 
-    def __init__(self, engine: Engine, graph: str, journal: Journal):
-        self._engine, self._graph, self._journal = engine, graph, journal
+    def __init__(self, engine: Engine, graph: str, recorder: Recorder):
+        self._engine, self._graph, self._recorder = engine, graph, recorder
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._held: dict[str, NDArray] = {}
 
     def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         self._held.update(inputs)
-        if self._graph == "step" and (known := self._journal.replay()) is not None:
+        if self._graph == "step" and (known := self._recorder.replay()) is not None:
             return {"velocity": known}
-        outputs = self._engine.run({**self._held, ROWS: self._journal.rows(self._graph)})
+        outputs = self._engine.run({**self._held, ROWS: self._recorder.rows(self._graph)})
         taps = {name: outputs.pop(name) for name in list(outputs) if "/" in name}
-        self._journal.record(self._graph, taps, outputs)
+        self._recorder.record(self._graph, taps, outputs)
         return outputs
 
     def int8_matmuls(self) -> set[str]:

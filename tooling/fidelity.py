@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -231,11 +231,3 @@ def mel_filters(sample_rate: int, n_fft: int, bands: int = MEL_BANDS) -> NDArray
     bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
     low, middle, high = (corners[i : i + bands, None] for i in range(3))
     return np.clip(np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)), 0, None)
-
-
-def bootstrap_median(values: Sequence[float], samples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """The median and its 95 % percentile bootstrap interval (Efron): `samples` resamples, drawn from `seed`."""
-    data = np.asarray(values, np.float64)
-    drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, len(data), (samples, len(data)))
-    low, high = np.percentile(np.median(data[drawn], axis=1), (2.5, 97.5))
-    return float(np.median(data)), float(low), float(high)

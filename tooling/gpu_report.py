@@ -30,7 +30,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from ..engines import cuda, tensorrt_api
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError, last_line
-from ..engines.home import home, read_json
+from ..engines.home import home, read_json, write_whole
 from ..engines.manifest import step_graphs
 from ..engines.onnxruntime import ONNXRuntimeEngine
 from ..engines.tensorrt import TensorRTEngine, unusable
@@ -157,9 +157,7 @@ class Report:
     def _keep(self, name: str, result: dict) -> None:
         self.kept[name] = result
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_suffix(".part")
-        part.write_text(json.dumps(self.kept, indent=1), "utf-8")
-        part.replace(self._file)
+        write_whole(self._file, json.dumps(self.kept, indent=1))
 
 
 class _Opened:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..engines.errors import UserError
+from .plots import check_matplotlib, new_figure
 
 FORMATS = (".png", ".svg")
 SHOWN = 60  # bars: more cannot be read
@@ -19,11 +19,7 @@ def check_plot(path: Path) -> None:
         raise UserError(f"--plot {path}: only {' and '.join(FORMATS)} are written; end the name so")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"cannot write {path}; give --plot a file in a folder that exists")
-    if find_spec("matplotlib") is None:
-        raise UserError(
-            "--plot needs the package matplotlib, which comes with the plot extra: "
-            'pip install -c constraints.txt -e ".[plot]" in a clone of dit-trt'
-        )
+    check_matplotlib("--plot needs")
 
 
 def plot_errors(path: Path, names: Sequence[str], errors: Mapping[str, Sequence[float]], title: str) -> None:
@@ -31,12 +27,8 @@ def plot_errors(path: Path, names: Sequence[str], errors: Mapping[str, Sequence[
 
     The first `SHOWN` names are drawn, from the top; the axis is logarithmic.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = names[:SHOWN]
-    figure = Figure(figsize=(8, 1.5 + 0.2 * len(names) * max(1, len(errors) * 0.7)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.5 + 0.2 * len(names) * max(1, len(errors) * 0.7))
     axes = figure.subplots()
     height = 0.8 / len(errors)
     for number, (label, values) in enumerate(errors.items()):

@@ -117,6 +117,15 @@ def build(
     return build_bundle(checkpoint, recipe, backend, output, table, say, device, allow_float, plan)
 
 
+def checkpoint_of(bundle: Bundle, instead: str = "build it again") -> Checkpoint:
+    """The checkpoint that a bundle was built from. Raises UserError when it is gone, or (instead: the fix) another."""
+    model = bundle.manifest["model"]
+    checkpoint = Checkpoint.of_bundle(model)
+    if checkpoint.digest != model["digest"]:
+        raise UserError(f"the model at {model['source']} has changed since {bundle.folder.name} was built; {instead}")
+    return checkpoint
+
+
 def reference_backend(backend: str) -> str:
     """Whose FP32 a backend's bundles are calibrated on and compared with: its own, or that of one that runs here."""
     return backend if BACKENDS[backend].proof is None else choose_backend("auto")

@@ -107,7 +107,7 @@ def test_a_failure_while_taking_its_place_keeps_the_old_bundle(bundle, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_at_the_end)
-    monkeypatch.setattr("dit_trt.engines.bundle._exchange", lambda one, other: False)  # a system that cannot swap
+    monkeypatch.setattr("dit_trt.engines.folders.exchange", lambda one, other: False)  # a system that cannot swap
     with pytest.raises(type(error)):
         make(bundle, {**FILES, "other.txt": b"newer"})
     assert tree(bundle.parent) == before

@@ -235,7 +235,7 @@ def test_an_fp32_bundle_has_nothing_to_compare(tiny_float: Bundle, tmp_path: Pat
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dit_trt.tooling.figures.style.find_spec", lambda name: None)
+    monkeypatch.setattr("dit_trt.tooling.plots.find_spec", lambda name: None)
     assert "figures need the package matplotlib, which comes with the plot extra" in error_of("analyze")
 
 

@@ -13,7 +13,7 @@ from surveys import MODELS, sounds, write_answers
 
 from dit_trt.runtime.pipeline import Pipeline
 from dit_trt.runtime.wav import write_wav
-from dit_trt.tooling.listening.clips import LIST
+from dit_trt.tooling.evaluation.clips import INDEX as LIST
 from dit_trt.tooling.listening.survey import read_key
 
 QUICK = ("--steps", 2, "--seconds", 0.4)
@@ -231,5 +231,5 @@ def test_results_need_no_engine_but_the_plot_extra(clips, here, monkeypatch):
     assert lines[0].split("  ")[0] == "model"
     assert lines[1].split()[:5] == ["float-model", "4.00", "4.00", "to", "4.00"]
     assert "1 rater, 6 ratings" in lines
-    monkeypatch.setattr("dit_trt.tooling.listening.report.find_spec", lambda name: None)
+    monkeypatch.setattr("dit_trt.tooling.plots.find_spec", lambda name: None)
     assert "comes with the plot extra" in error_of("listen", "--results", "out")

@@ -118,7 +118,7 @@ def test_mistakes_are_one_line(model: Path, here: Path, arguments: list[str], sa
 
 
 def test_a_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dit_trt.tooling.sensitivity_plot.find_spec", lambda name: None)
+    monkeypatch.setattr("dit_trt.tooling.plots.find_spec", lambda name: None)
     assert "--plot needs the package matplotlib, which comes with the plot extra" in error_of(
         "sensitivity", *QUICK, "--plot", "p.png"
     )

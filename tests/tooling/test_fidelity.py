@@ -16,7 +16,6 @@ from dit_trt.tooling.fidelity import (
     MEL_BANDS,
     Fidelity,
     Trial,
-    bootstrap_median,
     compare_velocities,
     log_mel_distance,
     measure,
@@ -24,6 +23,7 @@ from dit_trt.tooling.fidelity import (
     record,
     snr_db,
 )
+from dit_trt.tooling.intervals import median_interval
 
 TRIAL = Trial(("dog barking", "rain"), (5000, 5001), Settings(steps=7))
 
@@ -152,7 +152,7 @@ def test_bootstrap_of_few_values_is_the_exact_one() -> None:
 
     low = next(k for k in range(1, n + 1) if at_most(k) >= 0.025)
     high = next(k for k in range(1, n + 1) if at_most(k) >= 0.975)
-    assert bootstrap_median(values.tolist()) == (10, low, high)
+    assert median_interval(values.tolist()) == (10, low, high)
     assert (low, high) == (6, 14)
-    assert bootstrap_median([1.1] * 30) == (1.1, 1.1, 1.1)
-    assert bootstrap_median([1.0, 2.0, 4.0], seed=1) == bootstrap_median([1.0, 2.0, 4.0], seed=1)
+    assert median_interval([1.1] * 30) == (1.1, 1.1, 1.1)
+    assert median_interval([1.0, 2.0, 4.0], seed=1) == median_interval([1.0, 2.0, 4.0], seed=1)

@@ -60,9 +60,9 @@ def command(
     FP32 samples one prompt; its inputs are mapped, every Linear is simulated on them, and the bundle's velocities are
     compared. Writes figures (PNG, SVG), report.html, which needs no other file, and analysis.json.
     """
-    from ..figures.style import check_matplotlib
+    from ..plots import check_matplotlib
 
-    check_matplotlib()
+    check_matplotlib("figures need")
 
     from ...engines.bundle import find_bundle
     from ...runtime.pipeline import Pipeline

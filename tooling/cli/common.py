@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import json
-import math
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...engines.errors import UserError
 from ...engines.home import expanded
+from ..plain_json import plain
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -112,7 +112,7 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
                 raise
             _fail("interrupted", 130)
         if as_json:
-            click.echo(json.dumps(_plain(result)))
+            click.echo(json.dumps(plain(result)))
         if result.get("passed") is False:
             sys.exit(1)
 
@@ -140,15 +140,6 @@ def _interrupted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _plain(value: object) -> object:
-    """JSON has no NaN: what a broken engine computes is null, and fails."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fail(message: str, code: int) -> None:

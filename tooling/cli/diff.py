@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...engines.errors import UserError
 from .common import UsageError, dit_command, progress, say, tell, usage
 from .completion import bundles
 
@@ -84,15 +83,9 @@ def command(
     if against is not None:
         reference = find_bundle(against).verify()
     else:
-        from ...exporters.checkpoint import Checkpoint
-        from ..workflow import reference_backend, reference_bundle
+        from ..workflow import checkpoint_of, reference_backend, reference_bundle
 
-        model = found.manifest["model"]
-        checkpoint = Checkpoint.of_bundle(model)
-        if checkpoint.digest != model["digest"]:
-            raise UserError(
-                f"the model at {model['source']} has changed since {found.folder.name} was built; build it again"
-            )
+        checkpoint = checkpoint_of(found)
         reference = reference_bundle(checkpoint, reference_backend(found.backend), say)
     if simulate:
         from ..engine_loss import calibration_of

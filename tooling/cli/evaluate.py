@@ -94,8 +94,9 @@ def command(
 
     FP32 of the same model is always a row. Killed or stopped at any moment, the same command goes on where it was.
     """
-    from ...calib_data.reader import read_captions
+    from ...calib_data.reader import heldout_captions, read_captions
     from ...engines.bundle import find_bundle
+    from ...engines.home import write_whole
     from ...runtime.settings import Settings
 
     given = {"steps": steps, "cfg_scale": cfg, "seed": seed}
@@ -114,7 +115,7 @@ def command(
     for embedder in embedders:
         if embedder.notice:
             say(f"note: {embedder.notice}")
-    from ..evaluation.evaluate import evaluate, heldout_captions
+    from ..evaluation.evaluate import evaluate
 
     texts = heldout_captions() if captions is None else read_captions(expanded(captions))
     if num_captions is not None and num_captions > len(texts):
@@ -137,7 +138,6 @@ def command(
         say,
     )
     from ..bench import machine
-    from ..evaluation.clips import write_whole
     from ..evaluation.table import csv_text, markdown, records
 
     text = markdown(result, _line(), machine())

@@ -158,11 +158,12 @@ def _write(source: Path, models: Sequence[str], num_prompts: int, seed: int, tit
 
 def _count(folder: Path, key_file: Path | None, output: Path | None) -> dict:
     from ..listening.answers import read_answers
-    from ..listening.report import HEAD, check_plots, rows, write_report
+    from ..listening.report import HEAD, rows, write_report
     from ..listening.scores import METHOD, rating_table, scores
     from ..listening.survey import KEY, read_key
+    from ..plots import check_matplotlib
 
-    check_plots()
+    check_matplotlib("--results draws with")
     if key_file is None:
         key_file = next((place for place in (folder / KEY, folder.parent / KEY) if place.is_file()), folder / KEY)
     key = read_key(key_file)

@@ -29,27 +29,28 @@ RATE, WINDOW = 48_000, 144_000
 EVENTS = ("Dog", "Engine", "Fireworks", "Gun", "Human vocal", "Human whistle", "Power tools", "Siren")
 
 
-class BirdNET:
-    """Embedder of kind `logits`: one of each of the 6,522 classes, before the sigmoid, for every 3 s."""
+class _Network:
+    """The network, and one of its tensors: what it ends in, or (inside) that of a name."""
 
-    name, version = "BirdNET", f"6K V2.4 {SHA256[:8]}"
-    kind: Kind = "logits"
+    version = f"6K V2.4 {SHA256[:8]}"
     notice: str | None = "BirdNET's model is under CC BY-NC-SA 4.0: for research, not for commercial use"
 
-    def __init__(self, folder: Path):
-        self.labels = [line.partition("_")[2] for line in (folder / LABELS).read_text("utf-8").splitlines()]
-        self._interpreter: Any = self._open(folder / MODEL)
-        self._interpreter.allocate_tensors()
-        [given], [found] = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        self._input, self._output = given["index"], found["index"]
-
-    def _open(self, model: Path, **options: bool) -> Any:
+    def __init__(self, folder: Path, inside: str | None = None):
         from ai_edge_litert.interpreter import Interpreter
 
-        return Interpreter(model_path=str(model), num_threads=2, **options)
+        options = {} if inside is None else {"experimental_preserve_all_tensors": True}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the memory that it takes to keep what lies inside
+            self._interpreter: Any = Interpreter(model_path=str(folder / MODEL), num_threads=2, **options)
+        self._interpreter.allocate_tensors()
+        [given], outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if inside is not None:
+            outputs = [each for each in self._interpreter.get_tensor_details() if each["name"] == inside]
+        [found] = outputs
+        self._input, self._output = given["index"], found["index"]
 
     def embed(self, audio: Float, rate: int) -> Float:
-        """audio [channels, samples] -> [windows of 3 s, 6522], or 1024 of its embedding"""
+        """audio [channels, samples] -> that tensor for every window of 3 s, [windows, n]"""
         found = []
         for window in windows(mono(audio, rate, RATE), WINDOW, WINDOW):
             self._interpreter.set_tensor(self._input, window[None])
@@ -57,29 +58,31 @@ class BirdNET:
             found.append(self._interpreter.get_tensor(self._output)[0].copy())
         return np.stack(found)
 
+
+class BirdNET(_Network):
+    """Embedder of kind `logits`: one of each of the 6,522 classes, before the sigmoid, for every 3 s."""
+
+    name = "BirdNET"
+    kind: Kind = "logits"
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.labels = [line.partition("_")[2] for line in (folder / LABELS).read_text("utf-8").splitlines()]
+
     def event_scores(self, audio: Float, rate: int) -> dict[str, float]:
         """Probability of each class of `EVENTS`, the highest of the clip's windows."""
         logits: NDArray[np.float64] = self.embed(audio, rate).max(axis=0).astype(np.float64)
         return {name: float(1 / (1 + np.exp(-logits[self.labels.index(name)]))) for name in EVENTS}
 
 
-class BirdNETEmbedding(BirdNET):
+class BirdNETEmbedding(_Network):
     """Embedder of kind `embedding`: what the classes are read from, 1024 numbers for every 3 s."""
 
     name = "BirdNET-embedding"
     kind: Kind = "embedding"
 
     def __init__(self, folder: Path):
-        super().__init__(folder)
-        [self._output] = [each["index"] for each in self._interpreter.get_tensor_details() if each["name"] == EMBEDDING]
-
-    def _open(self, model: Path, **options: bool) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the memory that it takes to keep what lies inside
-            return super()._open(model, experimental_preserve_all_tensors=True)
-
-    def event_scores(self, audio: Float, rate: int) -> dict[str, float]:
-        raise TypeError("embeddings are no scores of events: open `birdnet`")
+        super().__init__(folder, EMBEDDING)
 
 
 def open_embedder(weights: Path | None = None) -> BirdNET:

@@ -18,16 +18,18 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...calib_data.reader import Caption
 from ...engines.errors import UserError
-from ...engines.home import flocked, flush, read_json, sha256
+from ...engines.home import flocked, flush, read_json, sha256, write_whole
 from ...runtime.pipeline import Clip as Made
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings import Settings
 from ...runtime.wav import write_wav
 
 PLAN, INDEX = "evaluation.json", "clips.jsonl"
+FIELDS = {"id": str, "caption": str, "seed": int, "file": str}  # of an index, at least
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class Plan:
                 found.append((Caption(name, caption.text), clip_seed(self.settings.seed, name)))
         return found
 
+    @property
+    def caption_ids(self) -> dict[str, str]:
+        """Each clip's id -> that of its caption."""
+        ids = [caption.id for caption in self.captions for _ in range(self.variations)]
+        return {clip.id: of for (clip, _), of in zip(self.clips, ids)}
+
     def to_dict(self) -> dict:
         return {
             "captions": {caption.id: caption.text for caption in self.captions},
@@ -92,6 +100,8 @@ def evaluation_folder(folder: Path, plan: Plan, bundles: Mapping[str, str]) -> I
             stack.enter_context(flocked(folder, wait=False))
         except BlockingIOError:
             raise UserError(f"another process is generating into {folder}; wait for it") from None
+        for part in folder.glob(".*.tmp"):
+            part.unlink()
         known = read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
         wanted = plan.to_dict()
         for part, value in wanted.items():
@@ -207,19 +217,29 @@ def read_clips(folder: Path) -> list[Clip]:
     return _parsed(index.read_text("utf-8"), index)
 
 
+def index_entries(text: str) -> list[dict[str, Any]]:
+    """The objects of an index. Raises ValueError, naming the line, for one that is of no clip, or an id twice."""
+    entries: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not all(type(entry.get(name)) is kind for name, kind in FIELDS.items()):
+            raise ValueError(f"line {number}: not a JSON object with {', '.join(FIELDS)}")
+        if entry["id"] in entries:
+            raise ValueError(f"line {number}: the id {entry['id']} is there twice")
+        entries[entry["id"]] = entry
+    return [*entries.values()]
+
+
 def _parsed(text: str, index: Path) -> list[Clip]:
     try:
-        return [Clip(**json.loads(line)) for line in text.splitlines()]
+        return [Clip(**entry) for entry in index_entries(text)]
     except (TypeError, ValueError) as error:
         raise UserError(f"{index} is damaged ({error}); delete it: clips that are there are entered again") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once."""
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text, "utf-8")
-    flush(part)
-    part.replace(path)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

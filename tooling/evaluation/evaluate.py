@@ -10,24 +10,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ...calib_data.reader import Caption, read_captions
+from ...calib_data.reader import Caption
 from ...engines.base import BACKENDS
 from ...engines.bundle import Bundle
 from ...engines.errors import UserError
-from ...exporters.checkpoint import Checkpoint
+from ...engines.home import write_whole
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings import Settings
 from ..fidelity import Trial, measure, record
+from ..intervals import Estimate
 from ..recipe import Recipe
 from ..recipe_text import options_of
-from ..workflow import Say, Watch, reference_backend, reference_bundle, silent, unwatched
+from ..workflow import Say, Watch, checkpoint_of, reference_backend, reference_bundle, silent, unwatched
 from .clips import Clip, Plan, evaluation_folder, generate_all, names_of
 from .embedders import Embedder
-from .intervals import Estimate
 from .scores import KEPT, Heard, Scores, Sound, score, sounds_in, sounds_of
 
 FP32, FLOOR = "fp32", "fp32-other-seeds"
-HERE = Path(__file__).parents[2] / "calib_data"
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,6 @@ class Evaluation:
     seconds: float
     reference: str
     rows: tuple[Row, ...]
-
-
-def heldout_captions() -> list[Caption]:
-    """Our own sentences that no calibration sees: 24."""
-    return [
-        replace(caption, id=f"{kind}-{caption.id}")
-        for kind in ("ablation", "heldout")
-        for caption in read_captions(HERE / f"{kind}.txt")
-    ]
 
 
 def evaluate(
@@ -118,8 +108,8 @@ def evaluate(
             other = replace(plan, settings=replace(settings, seed=settings.seed + 1))
             with watch("FP32 with other seeds", len(plan.clips)) as done:
                 clips[FLOOR] = generate_all({FLOOR: makers[FP32]}, folder, other, done, batch=batch)[FLOOR]
-        sounds = {name: sounds_of(folder / name, each) for name, each in clips.items()}
-        scores = _score(sounds, embedders, reference, folder, watch)
+        sounds = {name: sounds_of(folder / name, each, plan.caption_ids) for name, each in clips.items()}
+        scores = _score(sounds, embedders, reference, folder, watch, say)
         velocities = _velocities(makers, plan, digests, folder, velocity_clips, watch)
     rows = [
         _row(name, names.get(name, fp32), each, clips[FP32], scores[name], velocities.get(name, (None, None)))
@@ -134,12 +124,7 @@ def _fp32(bundles: Sequence[Bundle], say: Say) -> Bundle:
     for bundle in bundles:
         if bundle.manifest["recipe"]["method"] == "none" and bundle.manifest.get("trunk", "fp32") == "fp32":
             return bundle
-    checkpoint = Checkpoint.of_bundle(bundles[0].manifest["model"])
-    if checkpoint.digest != bundles[0].manifest["model"]["digest"]:
-        raise UserError(
-            f"the model at {bundles[0].manifest['model']['source']} has changed since the bundles were built; "
-            "build them again, or give an FP32 bundle (--method none) too"
-        )
+    checkpoint = checkpoint_of(bundles[0], "build the bundles again, or give an FP32 bundle (--method none) too")
     return reference_bundle(checkpoint, reference_backend(bundles[0].backend), say)
 
 
@@ -151,12 +136,23 @@ def _digest(bundle: Bundle) -> str:
 
 
 def _score(
-    sounds: dict[str, list[Sound]], embedders: Sequence[Embedder], reference: Path | None, folder: Path, watch: Watch
+    sounds: dict[str, list[Sound]],
+    embedders: Sequence[Embedder],
+    reference: Path | None,
+    folder: Path,
+    watch: Watch,
+    say: Say,
 ) -> dict[str, Scores]:
     heard = [Heard(embedder, folder / KEPT) for embedder in embedders]
     real: Path | list[Sound] | None = reference
     if reference is not None and reference.suffix != ".npz":
         real = sounds_in(reference)
+        missing = {sound.caption_id for sound in sounds[FP32]} - {sound.id for sound in real}
+        if missing and any(each.kind == "logits" for each in embedders):
+            say(
+                f"note: {reference} has no recording of {len(missing)} of the captions ({min(missing)}); KL, which "
+                "is of pairs, is left out"
+            )
     count = 0
     with watch("scoring", sum(map(len, sounds.values())) * (1 + len(heard))) as done:
 
@@ -187,9 +183,7 @@ def _velocities(
         if not kept.is_file():
             with watch(f"velocity of {name}", trial.calls) as done:
                 summary = measure(pipeline(), trial, place, done).summary()
-            part = kept.with_suffix(".part")
-            part.write_text(json.dumps(summary), "utf-8")
-            part.replace(kept)
+            write_whole(kept, json.dumps(summary))
         summary = json.loads(kept.read_text("utf-8"))
         found[name] = summary["worst_step_cosine"], summary["mean_cosine"]
     return found

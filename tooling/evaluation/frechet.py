@@ -75,14 +75,9 @@ def _root(covariance: Double) -> Double:
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
-def check_counts(a: Gaussian, b: Gaussian) -> None:
-    """Raises UserError when either set has fewer than two rows a dimension, and names what to use."""
-    fewest, dimensions = min(a.count, b.count), len(a.mean)
-    if fewest < SAMPLES_A_DIMENSION * dimensions:
-        raise UserError(
-            f"a Frechet distance in {dimensions} dimensions needs {SAMPLES_A_DIMENSION * dimensions} embeddings a set, "
-            f"there are {fewest}; take the kernel distance (kid) or that of principal components (pca-fd)"
-        )
+def enough(*sets: Gaussian) -> bool:
+    """Whether all have two rows a dimension: below, their distance says little but the number of clips."""
+    return all(each.count >= SAMPLES_A_DIMENSION * len(each.mean) for each in sets)
 
 
 def principal_axes(reference: Gaussian, count: int) -> Double:

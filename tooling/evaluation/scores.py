@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from ...engines.errors import UserError
-from ...engines.home import sha256
+from ...engines.home import sha256, write_whole
+from ..intervals import Estimate, mean_interval, paired, set_interval
 from ..loudness import integrated_loudness
 from . import waveform
 from .clips import Clip
@@ -22,12 +24,12 @@ from .embedders import Embedder, Float, TextEmbedder
 from .frechet import (
     SAMPLES_A_DIMENSION,
     Gaussian,
+    enough,
     frechet_distance,
     kernel_distance,
     principal_axes,
     reference_gaussian,
 )
-from .intervals import Estimate, mean_interval, paired, set_interval
 
 COMPONENTS = 32  # of the Frechet distance of principal components
 KEPT = ".heard"  # folder of an evaluation's that holds what networks heard
@@ -37,9 +39,13 @@ Scores = dict[str, Estimate | None]
 
 @dataclass(frozen=True)
 class Sound:
-    """A WAV of a set: its id pairs it with the reference's of the same. caption: None where there is none."""
+    """A WAV of a set: its id pairs it with FP32's of the same, its caption_id with a recording.
+
+    caption: None where there is none.
+    """
 
     id: str
+    caption_id: str
     caption: str | None
     path: Path
     sha256: str
@@ -54,8 +60,10 @@ class Sound:
         return audio.T, rate
 
 
-def sounds_of(folder: Path, clips: Sequence[Clip]) -> list[Sound]:
-    return [Sound(clip.id, clip.caption, folder / clip.file, clip.sha256) for clip in clips]
+def sounds_of(folder: Path, clips: Sequence[Clip], caption_ids: Mapping[str, str] | None = None) -> list[Sound]:
+    """Generated clips. caption_ids: clip id -> that of its caption (default: they are the same)."""
+    own = caption_ids or {}
+    return [Sound(clip.id, own.get(clip.id, clip.id), clip.caption, folder / clip.file, clip.sha256) for clip in clips]
 
 
 def sounds_in(folder: Path) -> list[Sound]:
@@ -63,7 +71,7 @@ def sounds_in(folder: Path) -> list[Sound]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".wav", ".flac"))
     if not files:
         raise UserError(f"{folder} holds no .wav or .flac: give --reference a folder of recordings, or an .npz")
-    return [Sound(path.stem, None, path, sha256(path)) for path in files]
+    return [Sound(path.stem, path.stem, None, path, sha256(path)) for path in files]
 
 
 class Heard:
@@ -82,10 +90,9 @@ class Heard:
         if not np.isfinite(found).all():
             raise UserError(f"{self.embedder.name} makes NaN or infinity of {sound.path}")
         self._folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        with part.open("wb") as opened:
-            np.save(opened, found)
-        part.replace(file)
+        content = BytesIO()
+        np.save(content, found)
+        write_whole(file, content.getvalue())
         return found
 
     @cached_property
@@ -197,9 +204,9 @@ def _paired_reference(
     if reference is None:
         return [heard(other) for _, other in pairs]
     by_id = {sound.id: sound for sound in reference}
-    if any(sound.id not in by_id for sound, _ in pairs):
+    if any(sound.caption_id not in by_id for sound, _ in pairs):
         return None
-    return [heard(by_id[sound.id]) for sound, _ in pairs]
+    return [heard(by_id[sound.caption_id]) for sound, _ in pairs]
 
 
 def _divergence(theirs: Sequence[Float], mine: Sequence[Float], seed: int) -> Estimate:
@@ -221,12 +228,11 @@ def _distances(
     The kernel is made for embeddings of order 1: both sets are divided by the reference's root mean square.
     """
     own = Gaussian.of(np.concatenate(mine))
-    dimensions = len(own.mean)
     if isinstance(reference, Path):
         fixed = reference_gaussian(reference)
-        if len(fixed.mean) != dimensions:
-            raise UserError(f"{reference} is of {len(fixed.mean)} dimensions, {heard.embedder.name} of {dimensions}")
-        if own.count < SAMPLES_A_DIMENSION * dimensions:
+        if len(fixed.mean) != len(own.mean):
+            raise UserError(f"{reference} is of {len(fixed.mean)} dimensions, {heard.embedder.name} of {len(own.mean)}")
+        if not enough(own):
             axes = principal_axes(fixed, components(own.count))
             few, low = fixed.project(axes), [x @ axes for x in mine]
             return {f"pca_fd_{of}": set_interval(lambda i: frechet_distance(few, _gaussian(low, i)), len(mine), seed)}
@@ -237,7 +243,7 @@ def _distances(
         return {f"pca_fd_{of}": None, f"kid_{of}": None}
     every = np.arange(len(theirs))
     whole = Gaussian.of(np.concatenate(theirs))
-    if min(own.count, whole.count) >= SAMPLES_A_DIMENSION * dimensions:
+    if enough(own, whole):
         return {
             f"fd_{of}": set_interval(
                 lambda i: frechet_distance(_gaussian(theirs, i if own_pairs else every), _gaussian(mine, i)),

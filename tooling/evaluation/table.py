@@ -7,8 +7,8 @@ import io
 import math
 from dataclasses import asdict
 
+from ..intervals import Estimate
 from .evaluate import Evaluation, Row, numbers
-from .intervals import Estimate
 from .scores import flat
 
 HEADS = {

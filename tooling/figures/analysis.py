@@ -22,7 +22,7 @@ from ..quantize import quantize_model
 from ..recipe import Recipe
 from ..sensitivity import sampled_steps
 from ..tables import load_calibration
-from ..workflow import Say, Watch, reference_backend, reference_bundle, silent, unwatched
+from ..workflow import Say, Watch, checkpoint_of, reference_backend, reference_bundle, silent, unwatched
 from .channels import Outliers, Smoothed, Spread, outliers, smoothed, spread
 from .layer_errors import layer_errors
 from .replay import replay
@@ -173,7 +173,7 @@ def analyze(
     recipe = bundle_recipe(bundle)
     if recipe.method == "none":
         raise UserError(f"{bundle.folder.name} is FP32: there is nothing to compare; name a quantized bundle")
-    checkpoint = _checkpoint(bundle)
+    checkpoint = checkpoint_of(bundle)
     linear, step = (choice or Choice()).found(checkpoint, settings.steps)
     calibration = load_calibration(calibration_of(bundle, checkpoint), checkpoint, recipe.needs_rows)
     reference = reference_bundle(checkpoint, reference_backend(bundle.backend), say)
@@ -212,16 +212,6 @@ def analyze(
         error,
         clips,
     )
-
-
-def _checkpoint(bundle: Bundle) -> Checkpoint:
-    model = bundle.manifest["model"]
-    checkpoint = Checkpoint.of_bundle(model)
-    if checkpoint.digest != model["digest"]:
-        raise UserError(
-            f"the model at {model['source']} has changed since {bundle.folder.name} was built; build it again"
-        )
-    return checkpoint
 
 
 def _velocities(

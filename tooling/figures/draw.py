@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..plots import new_figure
 from .analysis import Analysis
 from .channels import pooled
-from .style import BLUE, GREY, MAP, ORANGE, magnitudes, new_figure, save, styled
+from .style import BLUE, GREY, MAP, ORANGE, magnitudes, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...engines.errors import UserError
+from ...engines.folders import new_folder
 
 INDEX = "analysis.json"  # names every other file of the folder, under `files`
 
@@ -27,26 +26,11 @@ def check_folder(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_analysis(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` to fill, which takes its place when the block ends well."""
     check_folder(target)
-    target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    old = work.with_name(f"{work.name}.old")
-    try:
+    with new_folder(target) as work:
         yield work
-        work.chmod(0o755)
-        if target.exists():
-            target.rename(old)
-        work.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _own(folder: Path) -> set[str]:

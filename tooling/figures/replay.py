@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.base import Engine, open_engine
 from ...engines.bundle import Bundle
 from ...engines.home import home
 from ...exporters.checkpoint import Checkpoint
 from ...exporters.float_graphs import export_topologies
 from ...exporters.linears import Linear
 from ...exporters.qdq import write_graph
-from ...exporters.taps import ROWS, add_taps
+from ...exporters.taps import add_taps
 from ...runtime.denoiser import guide
-from ...runtime.pipeline import Pipeline, Settings, graph_shapes
+from ...runtime.pipeline import Settings
+from ..calibrate import TappedPipeline
 
 Float = NDArray[np.float32]
 
@@ -59,7 +59,8 @@ def replay(
         path = Path(folder) / f"{linear.graph}.onnx"
         topology = export_topologies(checkpoint.config, home() / "graphs")[linear.graph]
         write_graph(add_taps(topology, [linear]), path, checkpoint.tensor)
-        pipeline = _ReplayPipeline(reference, linear, path)
+        tap = _LastTap(linear, reference.manifest["sizes"])
+        pipeline = TappedPipeline(reference, path.parent, tap)
         # Without guidance no unconditional half is ever computed: both are then the prompt's.
         other = prompt if settings.cfg_scale == 1 else None
         conditioning = pipeline.condition(prompt, settings, pipeline.check_seconds(None), other)
@@ -71,50 +72,28 @@ def replay(
             xs.append(inputs["x"][0].copy())
             velocities.append(guide(outputs["velocity"], settings.cfg_scale))
             if index == step:
-                kept.append(pipeline.tapped())
+                kept.append(tap.input)
 
         latents = pipeline.sample(conditioning, settings, lambda index: done(index + 1), observe)
         return Replay(np.stack(xs), np.stack(velocities), latents, kept[0])
 
 
-class _ReplayPipeline(Pipeline):
-    """The production pipeline on float graphs, one of them the tapped one at `path`."""
+class _LastTap:
+    """Keeps what one Linear was given in the newest call of its graph, every token of it."""
 
-    always_pairs = True  # the taps compare the halves
+    def __init__(self, linear: Linear, sizes: Mapping[str, int]):
+        self._linear = linear
+        self._tokens = sizes["max_latents"] + 1 if linear.graph == "step" else sizes["context_tokens"]
+        self.input: Float = np.zeros((0, 0), np.float32)
 
-    def __init__(self, reference: Bundle, linear: Linear, path: Path):
-        super().__init__(reference)
-        self._linear, self._path = linear, path
-        self._recorder: _Recorder | None = None
+    def rows_per_call(self, graph: str) -> int:
+        return 2 * self._tokens
 
-    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
-        if graph != self._linear.graph:
-            return super()._open(graph, steps, latents, batch)
-        tokens = self.sizes["max_latents"] + 1 if graph == "step" else self.sizes["context_tokens"]
-        shapes = {**graph_shapes(self.sizes, steps)[graph], ROWS: (2 * tokens,)}
-        self._recorder = _Recorder(open_engine(self._backend, self._path, shapes), f"rows/{self._linear.name}", tokens)
-        return self._recorder
+    def rows(self, graph: str) -> NDArray[np.int64]:
+        return np.arange(2 * self._tokens)
 
-    def tapped(self) -> Float:
-        """[2, tokens, in], of the newest call."""
-        assert self._recorder is not None
-        return self._recorder.newest.reshape(2, -1, self._linear.in_features)
+    def replay(self) -> None:
+        return None
 
-
-class _Recorder:
-    """An engine with taps that looks like one without, and keeps what one of them said last."""
-
-    def __init__(self, engine: Engine, tap: str, tokens: int):
-        self._engine, self._tap = engine, tap
-        self._rows = np.arange(2 * tokens)
-        self.inputs = {name: shape for name, shape in engine.inputs.items() if name != ROWS}
-        self.outputs = [name for name in engine.outputs if "/" not in name]
-        self.newest: Float = np.zeros((0, 0), np.float32)
-
-    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        outputs = self._engine.run({**inputs, ROWS: self._rows})
-        self.newest = outputs[self._tap]
-        return {name: outputs[name] for name in self.outputs}
-
-    def int8_matmuls(self) -> set[str]:
-        return self._engine.int8_matmuls()
+    def record(self, graph: str, taps: dict[str, NDArray], outputs: dict[str, NDArray]) -> None:
+        self.input = taps[f"rows/{self._linear.name}"].reshape(2, -1, self._linear.in_features)

@@ -10,9 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from string import Template
 
-import numpy as np
 import soundfile
 
+from ...runtime.wav import pcm16
 from ..contents import bundle_parts
 from ..recipe_text import options_of
 from .analysis import Analysis, Clip
@@ -82,8 +82,7 @@ def _sound(analysis: Analysis) -> list[str]:
 
 def _player(clip: Clip) -> str:
     encoded = BytesIO()
-    pcm = np.rint(np.clip(clip.audio.T, -1, 1) * 32767).astype(np.int16)
-    soundfile.write(encoded, pcm, clip.sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(encoded, pcm16(clip.audio), clip.sample_rate, format="FLAC", subtype="PCM_16")
     return f'<audio controls preload="metadata" src="{_data(encoded.getvalue(), "audio/flac")}"></audio>'
 
 

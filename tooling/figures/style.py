@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ...engines.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,15 +30,6 @@ _RC: dict[Any, Any] = {
 }
 
 
-def check_matplotlib() -> None:
-    """Raises UserError when nothing could be drawn, before any work is done."""
-    if find_spec("matplotlib") is None:
-        raise UserError(
-            "figures need the package matplotlib, which comes with the plot extra: "
-            'pip install -c constraints.txt -e ".[plot]" in a clone of dit-trt'
-        )
-
-
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """Figures are made and saved in this block."""
@@ -49,15 +37,6 @@ def styled() -> Iterator[None]:
 
     with matplotlib.rc_context(_RC):
         yield
-
-
-def new_figure(height: float, width: float = 8.0) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def magnitudes(axis: Axes) -> None:

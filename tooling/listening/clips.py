@@ -17,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.errors import UserError
+from ..evaluation.clips import INDEX, index_entries
 
 if TYPE_CHECKING:
     from ...runtime.pipeline import Pipeline
-
-LIST = "clips.jsonl"
-FIELDS = {"id": str, "caption": str, "seed": int, "file": str}
 
 
 @dataclass(frozen=True)
@@ -76,19 +74,19 @@ def _write_model(folder: Path, clips: Any) -> None:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         line = {"id": file.stem, "caption": clip.prompt, "seed": clip.seed, "file": file.name, "sha256": digest}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    (folder / LIST).write_text("".join(lines), "utf-8")
+    (folder / INDEX).write_text("".join(lines), "utf-8")
 
 
 def models_in(folder: Path, names: Sequence[str]) -> list[str]:
     """The models whose clips a folder holds, or those of them that are named. Raises UserError for fewer than two."""
     if not folder.is_dir():
         raise UserError(f"--clips {folder}: no such folder; dit-trt listen BUNDLE BUNDLE makes the clips itself")
-    found = sorted(path.parent.name for path in folder.glob(f"*/{LIST}"))
+    found = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
     for name in names:
         if name not in found:
-            raise UserError(f"--clips {folder} has no {name}/{LIST}; it has: {', '.join(found) or 'none'}")
+            raise UserError(f"--clips {folder} has no {name}/{INDEX}; it has: {', '.join(found) or 'none'}")
     if len(names or found) < 2:
-        raise UserError(f"--clips {folder}: a listening test compares two models or more, each a folder with {LIST}")
+        raise UserError(f"--clips {folder}: a listening test compares two models or more, each a folder with {INDEX}")
     return list(names) or found
 
 
@@ -100,7 +98,7 @@ def captions_of(folder: Path, models: Sequence[str]) -> dict[str, str]:
     lists = [{entry["id"]: entry for entry in _entries(folder / model)} for model in models]
     common = [key for key in lists[0] if all(key in entries for entries in lists)]
     if not common:
-        raise UserError(f"{folder}: no clip id is in every {LIST} of {', '.join(models)}")
+        raise UserError(f"{folder}: no clip id is in every {INDEX} of {', '.join(models)}")
     for key in common:
         if len({(entries[key]["caption"], entries[key]["seed"]) for entries in lists}) > 1:
             raise UserError(f"{folder}: the clips {key} are of different captions or seeds; make them in one run")
@@ -123,25 +121,15 @@ def read_clips(folder: Path, models: Sequence[str], ids: Sequence[str]) -> list[
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    path = folder / LIST
+    path = folder / INDEX
     try:
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
-    entries: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict) or not all(type(entry.get(name)) is kind for name, kind in FIELDS.items()):
-            raise UserError(f"{path}, line {number}: not a JSON object with {', '.join(FIELDS)}")
-        if entry["id"] in (other["id"] for other in entries):
-            raise UserError(f"{path}, line {number}: the id {entry['id']} is there twice")
-        entries.append(entry)
-    return entries
+    try:
+        return index_entries(text)
+    except ValueError as error:
+        raise UserError(f"{path}, {error}") from None
 
 
 def _sound(folder: Path, model: str, entry: dict[str, Any]) -> Sound:
@@ -156,7 +144,7 @@ def _sound(folder: Path, model: str, entry: dict[str, Any]) -> Sound:
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as sound ({error}); make the clips again") from None
     if "sha256" in entry and hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise UserError(f"{path} is not the file that {LIST} describes (sha256); make the clips again")
+        raise UserError(f"{path} is not the file that {INDEX} describes (sha256); make the clips again")
     if audio.shape[1] > 2 or not len(audio) or not np.isfinite(audio).all():
         raise UserError(f"{path}: {audio.shape[1]} channels of {len(audio)} samples; one or two of sound are needed")
     return Sound(model, entry["id"], entry["caption"], entry["seed"], np.ascontiguousarray(audio.T), rate)

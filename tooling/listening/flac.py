@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import numpy as np
 from numpy.typing import NDArray
+
+from ...runtime.wav import pcm16
 
 _HEADER, _LAST, _PADDING = 4, 0x80, 1
 
@@ -21,8 +22,7 @@ def flac_files(sounds: Sequence[NDArray], sample_rate: int) -> list[bytes]:
     parts = []
     for audio in sounds:
         encoded = io.BytesIO()
-        pcm = np.rint(np.clip(audio, -1.0, 1.0) * 32767).astype(np.int16)
-        soundfile.write(encoded, pcm.T, sample_rate, format="FLAC", subtype="PCM_16")
+        soundfile.write(encoded, pcm16(audio), sample_rate, format="FLAC", subtype="PCM_16")
         parts.append(_parts(encoded.getvalue()))
     largest = max(len(info) + len(frames) for info, frames in parts)
     return [info + _padding(largest - len(info) - len(frames)) + frames for info, frames in parts]

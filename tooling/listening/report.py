@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from ...engines.errors import UserError
+from ..plots import new_figure
 from .scores import METHOD, Score
 
 TABLE, PLOTS = "results.md", ("results.png", "results.svg")
 HEAD = ("model", "mean", "95 % interval", "ratings", "difference", "95 % interval")
-
-
-def check_plots() -> None:
-    """Raises UserError when `write_report` could not draw, before any work is done."""
-    if find_spec("matplotlib") is None:
-        raise UserError(
-            "--results draws with the package matplotlib, which comes with the plot extra: "
-            'pip install -c constraints.txt -e ".[plot]" in a clone of dit-trt'
-        )
 
 
 def rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
@@ -61,12 +51,8 @@ def write_report(folder: Path, title: str, scores: Sequence[Score], counted: str
 
 
 def _draw(paths: Sequence[Path], title: str, scores: Sequence[Score]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = [score for score in scores if score.ratings]
-    figure = Figure(figsize=(max(4.0, 1.0 + 1.3 * len(shown)), 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4, max(4.0, 1.0 + 1.3 * len(shown)))
     axes = figure.subplots()
     places = range(len(shown))
     means = [score.mean for score in shown]

@@ -14,9 +14,9 @@ import pytest
 from commands import error_of, invoke, one_object
 from killable import ForkServer
 
+from dit_trt.calib_data.reader import heldout_captions
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.manifest import write_manifest
-from dit_trt.tooling.evaluation.evaluate import heldout_captions
 
 CAPTIONS = "id,caption\na,dog barking\nb,rain\nc,a cat meows\nd,a bell\n"
 QUICK = ("--steps", 2, "--seconds", 0.45, "--velocity-clips", 1)

@@ -50,6 +50,8 @@ def test_every_clip_is_there_once_and_equals_its_single_run(pipelines: dict, tmp
             assert clip.sha256 == sha256(tmp_path / name / clip.file)
             assert clip.seconds and clip.step_ms
     assert len({clip.seed for clip in found["sqs"]}) == 4
+    assert replace(PLAN, variations=2).caption_ids == {"91-1": "91", "91-2": "91", "b-2-1": "b-2", "b-2-2": "b-2"}
+    assert PLAN.caption_ids == {"91": "91", "b-2": "b-2"}
 
 
 def test_a_clip_depends_on_its_id_alone(pipelines: dict, tmp_path: Path) -> None:

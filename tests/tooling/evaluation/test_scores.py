@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def sounds(folder: Path, count: int, level: float, seed: int, caption: str | Non
         audio = level * rng.uniform(0.5, 1) * rng.standard_normal((RATE, 2)).clip(-3, 3) / 3
         path = folder / f"{i}.wav"
         soundfile.write(path, audio, RATE)
-        found.append(Sound(str(i), caption, path, sha256(path)))
+        found.append(Sound(str(i), str(i), caption, path, sha256(path)))
     return found
 
 
@@ -139,6 +140,8 @@ def test_real_recordings_and_statistics_are_other_references(sets: tuple, tmp_pa
     assert found["fd_moments"] is not None and found["fd_moments"].value == pytest.approx(expected)
     assert found["kl_tagger"] is not None  # the ids 0 to 11 are among them
     assert score(own, fp32, heard, real[5:])["kl_tagger"] is None
+    variations = [replace(sound, caption_id=str(int(sound.id) % 6)) for sound in own]  # two of each caption
+    assert score(variations, fp32, heard, real[:6])["kl_tagger"] is not None
     rows = embeddings(real)
     np.savez(tmp_path / "real.npz", mu_ref=rows.mean(0), sigma_ref=np.cov(rows, rowvar=False))
     by_file = score(own, fp32, heard, tmp_path / "real.npz")

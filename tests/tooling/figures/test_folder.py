@@ -9,7 +9,7 @@ import pytest
 from commands import files_in
 
 from dit_trt.engines.errors import UserError
-from dit_trt.tooling.figures.folder import INDEX, check_folder, new_folder
+from dit_trt.tooling.figures.folder import INDEX, check_folder, new_analysis
 
 
 def fill(work: Path, *names: str) -> None:
@@ -21,7 +21,7 @@ def fill(work: Path, *names: str) -> None:
 def test_an_older_analysis_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "there" / "out"
     for name in ("a.png", "b.png"):
-        with new_folder(target) as work:
+        with new_analysis(target) as work:
             fill(work, name)
     assert files_in(tmp_path) == ["there", "there/out", f"there/out/{INDEX}", "there/out/b.png"]
 
@@ -30,10 +30,10 @@ def test_an_older_analysis_is_replaced_whole(tmp_path: Path) -> None:
 def test_what_fails_leaves_what_there_was(tmp_path: Path, stands: bool) -> None:
     target = tmp_path / "out"
     if stands:
-        with new_folder(target) as work:
+        with new_analysis(target) as work:
             fill(work, "a.png")
     before = files_in(tmp_path)
-    with pytest.raises(KeyboardInterrupt), new_folder(target) as work:
+    with pytest.raises(KeyboardInterrupt), new_analysis(target) as work:
         fill(work, "b.png")
         raise KeyboardInterrupt
     assert files_in(tmp_path) == before
@@ -41,7 +41,7 @@ def test_what_fails_leaves_what_there_was(tmp_path: Path, stands: bool) -> None:
 
 def test_nothing_of_the_users_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target) as work:
+    with new_analysis(target) as work:
         fill(work, "a.png")
     check_folder(target)
     (target / "mine.txt").write_text("notes")

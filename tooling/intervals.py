@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...engines.errors import UserError
+from ..engines.errors import UserError
 
 RESAMPLES, SET_RESAMPLES = 2000, 200
 LEVELS = (2.5, 97.5)
@@ -27,6 +27,19 @@ class Estimate:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
+def _bootstrap(data: NDArray[np.float64], statistic: Callable, seed: int) -> tuple[float, float]:
+    """The percentile interval (Efron) of statistic(resamples, axis=1)."""
+    drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, len(data), (RESAMPLES, len(data)))
+    low, high = np.percentile(statistic(data[drawn], axis=1), LEVELS)
+    return float(low), float(high)
+
+
+def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """The median of a few timings or ratios, and its bootstrap interval."""
+    data = np.asarray(values, np.float64)
+    return float(np.median(data)), *_bootstrap(data, np.median, seed)
+
+
 def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
     """The mean of a value a clip, with its percentile bootstrap interval (Efron); one clip's is infinite.
 
@@ -37,8 +50,7 @@ def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
         raise UserError("there are no clips to take a mean of")
     if not np.isfinite(data).all():
         raise UserError(f"{int((~np.isfinite(data)).sum())} of {data.size} clips have no finite value")
-    drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, len(data), (RESAMPLES, len(data)))
-    low, high = np.percentile(data[drawn].mean(axis=1), LEVELS) if len(data) > 1 else (-np.inf, np.inf)
+    low, high = _bootstrap(data, np.mean, seed) if len(data) > 1 else (-np.inf, np.inf)
     return Estimate(float(data.mean()), float(low), float(high), len(data))
 
 
