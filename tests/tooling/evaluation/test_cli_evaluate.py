@@ -140,7 +140,8 @@ def test_a_killed_evaluation_loses_and_doubles_nothing(
 ) -> None:
     """kill -9 before a change of the file system, or after a time: what was finished stays as it is, byte for byte."""
     out = tmp_path / "out"
-    words = [tiny_sqs.folder, tiny_float.folder, "--captions", captions, *QUICK, "--velocity-clips", 0, "--output", out]
+    words = [tiny_sqs.folder, tiny_float.folder, "--captions", captions, *QUICK, "--velocity-clips", 0]
+    words += ["--batch", 3, "--output", out]
     _, changes, seconds = server.run("evaluate", words, home)
     expected = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.wav")}
     assert len(expected) == 8
