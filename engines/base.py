@@ -209,14 +209,15 @@ def open_engine(
     precision: str | None = None,
     plan: Mapping[str, Any] | None = None,
     rebuild: bool = False,
+    profile: bool | None = None,
 ) -> Engine:
     """Compile the ONNX file at `path` for fixed input `shapes`.
 
     digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
     threads: how many of a CPU's to use (default: the backend's choice). precision: see OpenVINOEngine, which has it.
-    plan, rebuild: see TensorRTPlan, which has them.
+    plan, rebuild: see TensorRTPlan, which has them. profile: count what layers take, see `Layer`.
     """
-    given = {"device": device, "threads": threads, "precision": precision, "options": plan}
+    given = {"device": device, "threads": threads, "precision": precision, "options": plan, "profile": profile}
     return _open(backend, BACKENDS[backend].engine, path, shapes, given, digest, rebuild)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from .cpu import has_vnni
 from .errors import UserError
+from .layers import Layer
 from .onnxruntime_int4 import OPTIONS, int4_matmuls
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -39,9 +41,15 @@ class ONNXRuntimeEngine:
     backend = "onnxruntime"
 
     def __init__(
-        self, path: Path, shapes: Mapping[str, tuple[int, ...]], device: str = "cpu", threads: int | None = None
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: str = "cpu",
+        threads: int | None = None,
+        profile: bool = False,
     ):
         self._path, self._provider, self._threads = path, _provider(device), threads
+        self._profile = tempfile.TemporaryDirectory() if profile else None
         self._session = self._open()
         if self._provider not in self._session.get_providers():
             raise UserError(f"ONNX Runtime found no working {device} here; leave --device out to run on the CPU")
@@ -63,6 +71,9 @@ class ONNXRuntimeEngine:
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        if self._profile is not None and optimized is None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._profile.name) / "times")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
             # Weights beside the graph, which is then small enough for protobuf whatever the model's size.
@@ -84,6 +95,21 @@ class ONNXRuntimeEngine:
         if missing := self.inputs.keys() - self._bound.keys():
             raise ValueError(f"inputs never given: {', '.join(sorted(missing))}")
         return dict(zip(self.outputs, self._session.run(self.outputs, self._bound)))
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What each node of the graph took, the mean of all runs, in their order; counting ends here."""
+        assert self._profile is not None, "opened without profile"
+        events = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
+        self._profile.cleanup()
+        times: dict[tuple[str, str], list[float]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                key = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+                times.setdefault(key, []).append(event["dur"] / 1e6)
+        return tuple(
+            Layer((name,), kind, kind, kind in INT8_OPS, "linear" in name or kind == "Conv", sum(each) / len(each))
+            for (name, kind), each in times.items()
+        )
 
     def int8_matmuls(self) -> set[str]:
         """Names of the MatMul nodes that became integer products, read from the graph as ONNX Runtime optimized it."""

@@ -10,6 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from .errors import UserError
+from .layers import Layer
 from .openvino_int4 import GROUP, dynamic_group, expand_weights, int4_matmuls, memory_weights, name_biases
 
 
@@ -39,7 +40,8 @@ def has_bf16() -> bool:
 class OpenVINOEngine:
     """One compiled graph with fixed shapes.
 
-    precision: of what is not quantized, `f32` or `bf16` (faster where `has_bf16`, and less exact).
+    precision: of what is not quantized, `f32` or `bf16` (faster where `has_bf16`, and less exact). profile: `layers`
+    says then what each layer takes.
     run(inputs) -> outputs, by name, float32 or int64 numpy arrays. Inputs stay bound: a later `run` may give only
     those that changed. Not thread-safe.
     """
@@ -54,6 +56,7 @@ class OpenVINOEngine:
         cache: Path | None = None,
         threads: int | None = None,
         precision: str = "f32",
+        profile: bool = False,
     ):
         check_device(device)
         core = ov.Core()
@@ -66,6 +69,8 @@ class OpenVINOEngine:
             options[GROUP] = dynamic_group(kept)
         if cache is not None:
             options["CACHE_DIR"] = str(cache)
+        if profile:
+            options["PERF_COUNT"] = True
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self.compiled = core.compile_model(model, device, options)
@@ -103,6 +108,20 @@ class OpenVINOEngine:
         kernels = matmul_kernels(self.compiled)
         found = {name for kernel, names in kernels if "_i8" in kernel.lower() for name in names}
         return found | int4_matmuls(self.compiled, self._device) if self._keeps_int4 else found
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer took, the mean of all runs, in their order; those that take no time are left out."""
+        found = []
+        for op in self.compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            micros = _text(info, "execTimeMcs")
+            if not micros.isdigit() or int(micros) == 0:
+                continue
+            names = (op.get_friendly_name(), *_text(info, "originalLayersNames").split(","), *_weight_names(op))
+            kind, kernel = _text(info, "layerType"), _text(info, "primitiveType")
+            weighs = kind == "Convolution" or bool(_weight_names(op))
+            found.append(Layer(names, kind, kernel, "_i8" in kernel.lower(), weighs, int(micros) / 1e6))
+        return tuple(found)
 
     def float_matmuls(self) -> set[str]:
         """The other matrix products: attention, embedders, and any Linear that lost its int8 kernel."""

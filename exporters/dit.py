@@ -213,7 +213,18 @@ def head_norm(dim_heads: int, used: bool) -> nn.Module:
     return nn.LayerNorm(dim_heads, eps=1e-6) if used else nn.Identity()
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(dim)) v, heads merged: 3 x [batch, heads, tokens, dim] -> [batch, tokens, heads * dim].
+
+    Spelled out: this is the shape in which every backend recognises attention and fuses it.
+    """
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
 class SelfAttention(nn.Module):
+    attend = staticmethod(attention)  # a benchmark of PyTorch sets its fused one in its place
+
     def __init__(self, dim: int, dim_heads: int, qk_norm: bool = False):
         super().__init__()
         self.dim_heads = dim_heads
@@ -224,10 +235,12 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (split_heads(y, self.dim_heads) for y in self.to_qkv(x))
         q, k = self.q_norm(q), self.k_norm(k)
-        return self.to_out(attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))
+        return self.to_out(self.attend(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))
 
 
 class CrossAttention(nn.Module):
+    attend = staticmethod(attention)
+
     def __init__(self, dim: int, dim_heads: int, dim_context: int, qk_norm: bool = False):
         super().__init__()
         self.dim_heads = dim_heads
@@ -245,20 +258,11 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = self.q_norm(split_heads(self.to_q(x), self.dim_heads))
-        return self.to_out(attention(q, k, v))
+        return self.to_out(self.attend(q, k, v))
 
 
 def split_heads(x: Tensor, dim_heads: int) -> Tensor:
     return x.unflatten(-1, (-1, dim_heads)).transpose(1, 2)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(dim)) v, heads merged: 3 x [batch, heads, tokens, dim] -> [batch, tokens, heads * dim].
-
-    Spelled out: this is the shape in which every backend recognises attention and fuses it.
-    """
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 class SwiGLU(nn.Module):

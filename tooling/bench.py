@@ -1,8 +1,8 @@
 """The same step by different means, in turn: how long each takes, as ratios within one run, and how far it strays.
 
-Every contender gets the same inputs, recorded from a run of the FP32 model, and computes one step of the DiT with both
-CFG halves. They take turns in rounds, in an order that changes, because a busy machine slows down whoever runs just
-then; a ratio is taken within each round and the median over rounds reported. All have the same number of threads.
+Every contender is a process of its own (`step_contest`), gets the same input, recorded from a run of the FP32 model,
+and computes one step of the DiT with both CFG halves. They take turns in rounds, in an order that changes, because a
+busy machine slows down whoever runs just then; a ratio is taken within each round. All have the same number of threads.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from ..engines.errors import UserError
 from ..engines.home import expanded, home, locked
 from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
-from ..exporters.dit import DiffusionTransformer
-from ..exporters.linears import DIT_PREFIX
 from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.samplers import DETERMINISTIC
+from . import step_contest
 from .contents import bundle_parts
 from .intervals import median_interval
+from .peers import PEERS, calibration_calls, make
+from .process_memory import Memory
 from .recipe import Recipe
+from .step_contest import BASELINE, Contender, Rival, Task, run_contest
 from .synthetic_checkpoint import SHAPES, write_checkpoint
-from .timed_steps import cores, open_step_engine, turns
+from .timed_steps import cores, turn, turns
+from .torch_steps import DIFFUSERS, VARIANTS
 from .workflow import CalibrationOptions, Say, Watch, build, silent, unwatched
 
 Float = NDArray[np.float32]
 Step = Callable[[], Float]
-BASELINE = "torch fp32"
 SQS = "int8 (SQS)"
 _ALWAYS = {"fp32": Recipe("none"), SQS: Recipe("sqs")}
 PROMPT = "dog barking"
@@ -51,10 +53,12 @@ PROMPT = "dog barking"
 
 @dataclass(frozen=True)
 class Row:
-    """One contender. step_ms: median, p10, p90 over rounds; speedup: the same of the rounds' ratios to the baseline.
+    """One contender. step_ms: median, p10, p90 over rounds; speedup: the median of the rounds' ratios to the baseline,
+    and its 95 % bootstrap interval.
 
-    over_sqs: its time over that of SQS on the same backend, median of the rounds and its 95 % bootstrap interval.
-    relative_error: of the velocity, ||v - v_fp32|| / ||v_fp32|| over both halves; linears: int8 of those asked for.
+    over_sqs: its time over that of SQS on the same backend, likewise. relative_error: of the velocity, ||v - v_fp32|| /
+    ||v_fp32|| over both halves; linears: int8 of those asked for. first_seconds: its first step, with what it compiles.
+    memory: of its process, after that.
     """
 
     name: str
@@ -66,6 +70,8 @@ class Row:
     int8_linears: int
     bundle_bytes: int | None
     step_graph_bytes: int | None
+    first_seconds: float
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -96,31 +102,35 @@ def bench(
     watch: Watch = unwatched,
     say: Say = silent,
     more: Sequence[tuple[str, str, Recipe]] = (),
+    peers: bool = False,
 ) -> Report:
     """Time one step of `shape` (`demo` or a synthetic one) by every means there is on this machine.
 
-    more: backend, label and recipe of further contenders.
+    more: backend, label and recipe of further contenders. peers: PyTorch's other ways, torchao, diffusers, NNCF and
+    ONNX Runtime's quantizers too; those that are not installed, or cannot, are left out with the reason.
     """
     model = _checkpoint_folder(shape)
     checkpoint = Checkpoint.open(model)
     bundles = _bundles(shape, model, say, more)
-    inputs = _recorded_inputs(
-        next(bundle for bundle in bundles.values() if bundle.manifest["recipe"]["bits"] == "fp32")
-    )
-    bundles_of = dict(bundles)
-    contenders: dict[str, Step] = {BASELINE: torch_step(checkpoint, inputs, threads)}
-    for name, bundle in bundles.items():
-        contenders[name] = engine_step(bundle, inputs, threads)
-        if name == "openvino int8 (SQS)" and _has_bf16():
-            bf16 = f"{name}, rest in bf16"
-            contenders[bf16], bundles_of[bf16] = engine_step(bundle, inputs, threads, "bf16"), bundle
-    velocities = {name: step() for name, step in contenders.items()}
-    with watch(f"timing {shape}", rounds) as done:
-        seconds = interleaved(contenders, rounds, done)
-    rows = [_row(name, seconds, velocities, bundles_of.get(name)) for name in contenders]
+    reference = next(bundle for bundle in bundles.values() if bundle.manifest["recipe"]["bits"] == "fp32")
+    contenders = [Contender(name, bundle.folder) for name, bundle in bundles.items()]
+    if _has_bf16() and f"openvino {SQS}" in bundles:
+        for label in ("fp32", SQS):
+            name = f"openvino {label}"
+            contenders.append(Contender(f"{name}, rest in bf16", bundles[name].folder, "bf16"))
+    rivals = _rivals(shape, checkpoint, reference, say) if peers else []
+    x = _recorded_input(reference)
+    pipeline = Pipeline(reference)
+    task = Task(PROMPT, x.shape[2], pipeline.check_seconds(None), RECORDED_STEPS, RECORDED, 0, threads)
+    contest = run_contest(model, contenders, task, rounds, watch, say, rivals, x)
+    places = {contender.name: Bundle(contender.folder) for contender in contenders}
+    backends = {rival.name: PEERS[rival.more["peer"]].backend for rival in rivals if rival.kind == "peer"}
+    seconds = {row.name: row.step_seconds for row in contest.rows}
+    steps = sum(linear.graph == "step" for linear in checkpoint.linears)
+    rows = [_row(row, seconds, places.get(row.name), backends.get(row.name), steps) for row in contest.rows]
     named = [f"{backend} {SQS}" for backend in BACKENDS]
     starts = [cold_start(bundles[name]) for name in named if shape not in SHAPES and name in bundles]
-    batch, _, latents = inputs["x"].shape
+    batch, _, latents = x.shape
     described = f"{batch} x {latents + 1} tokens, D {checkpoint.sizes.dit.embed_dim}"
     return Report(shape, described, threads, rounds, tuple(rows), tuple(starts))
 
@@ -134,42 +144,40 @@ def check_shape(shape: str) -> None:
 def interleaved(
     contenders: Mapping[str, Step], rounds: int, done: Callable[[int], object] = lambda n: None
 ) -> dict[str, list[float]]:
-    """Seconds a step of every contender in every round; each comes first once, and runs a step untimed before."""
+    """Seconds a step of every contender in every round; each comes first in turn."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index, order in enumerate(turns(names, rounds)):
         for name in order:
-            step = contenders[name]
-            step()
-            start = time.perf_counter()
-            calls = 0
-            while calls < 1 or (time.perf_counter() - start < 0.05 and calls < 20):
-                step()
-                calls += 1
-            seconds[name].append((time.perf_counter() - start) / calls)
+            seconds[name].append(turn(contenders[name]))
         done(index + 1)
     return seconds
 
 
 def _row(
-    name: str, seconds: Mapping[str, Sequence[float]], velocities: Mapping[str, Float], bundle: Bundle | None
+    row: step_contest.Row,
+    seconds: Mapping[str, Sequence[float]],
+    bundle: Bundle | None,
+    peer_backend: str | None,
+    step_linears: int,
 ) -> Row:
-    exact = velocities[BASELINE].astype(np.float64)
-    error = float(np.linalg.norm(velocities[name] - exact) / np.linalg.norm(exact))
-    ratios = [base / own for base, own in zip(seconds[BASELINE], seconds[name])]
+    """seconds: of every contender, by round."""
     parts = {} if bundle is None else bundle_parts(bundle)
     graphs = () if bundle is None else step_graphs(bundle.manifest.get("step_sigmas", ()))
-    sqs = None if bundle is None else seconds.get(f"{bundle.backend} {SQS}")
+    backend = peer_backend if bundle is None else bundle.backend
+    sqs = seconds.get(f"{backend} {SQS}")
     return Row(
-        name,
-        _spread([1000 * s for s in seconds[name]]),
-        _spread(ratios),
-        None if sqs is None else median_interval([own / base for own, base in zip(seconds[name], sqs)]),
-        error,
-        0 if bundle is None else bundle.manifest["linears"],
-        0 if bundle is None else bundle.manifest["int8_linears"],
+        row.name,
+        _spread([1000 * s for s in row.step_seconds]),
+        median_interval(row.ratios),
+        None if sqs is None else median_interval([own / base for own, base in zip(row.step_seconds, sqs)]),
+        row.relative_error,
+        (step_linears if row.int8_linears else 0) if bundle is None else bundle.manifest["linears"],
+        row.int8_linears or 0 if bundle is None else bundle.manifest["int8_linears"],
         None if bundle is None else bundle.size_bytes,
         None if bundle is None else sum(parts[graph] for graph in graphs),
+        row.first_seconds,
+        row.after_step,
     )
 
 
@@ -181,70 +189,58 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 # -------------------- contenders
 
 
-def torch_step(checkpoint: Checkpoint, inputs: Mapping[str, Float], threads: int) -> Step:
-    """The DiT in PyTorch, eager, fp32: what a user of stable-audio-tools has on a CPU."""
-    return dit_step(torch_dit(checkpoint, threads), inputs)
-
-
-def torch_dit(checkpoint: Checkpoint, threads: int) -> DiffusionTransformer:
-    """The DiT with the checkpoint's weights, each in memory once; PyTorch gets so many threads."""
-    torch.set_num_threads(threads)
-    with torch.device("meta"):
-        dit = DiffusionTransformer(checkpoint.sizes.dit)
-    weights = {name: torch.from_numpy(checkpoint.tensor(DIT_PREFIX + name)) for name in dit.state_dict()}
-    dit.load_state_dict(weights, assign=True)
-    return dit.eval().requires_grad_(False)
-
-
-def dit_step(dit: DiffusionTransformer, inputs: Mapping[str, Float]) -> Step:
-    """One step; `inputs` are those of the step graph."""
-    t = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    pairs = [(t[f"context_k.{i}"], t[f"context_v.{i}"]) for i in range(dit.config.depth)]
-    prepend = (t["global_embed"] + t["time_embed"])[:, None]
-    cos, sin = dit.transformer.rotary_pos_emb.tables(t["x"].shape[-1] + 1)
-
-    def step() -> Float:
-        with torch.inference_mode():
-            return dit.step(t["x"], prepend, pairs, cos, sin).numpy()
-
-    return step
-
-
 def _has_bf16() -> bool:
     return BACKENDS["openvino"].load().has_bf16()
 
 
-def engine_step(bundle: Bundle, inputs: Mapping[str, Float], threads: int, precision: str | None = None) -> Step:
-    """A bundle's step engine as the sampling loop drives it: conditioning bound once, what changes every step.
+def _rivals(shape: str, checkpoint: Checkpoint, reference: Bundle, say: Say) -> list[Rival]:
+    """PyTorch's and diffusers' ways, and the step graphs that other quantizers write, made where they are not yet."""
+    rivals = [Rival(name, "torch", {"variant": name}) for name in (*VARIANTS, DIFFUSERS) if name != BASELINE]
+    options = _calibration(shape)
+    settings = options.settings(checkpoint)
 
-    `inputs` are the unquantized model's; a quantized bundle's context has its own scale, so its is made by itself.
-    precision: of what is not quantized, where the backend has a choice.
-    """
-    pipeline = Pipeline(bundle)
-    settings = _settings(pipeline)
-    conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
-    engine = open_step_engine(pipeline, threads, precision)
-    return lambda: engine.run(conditioning, _RECORDED, inputs["x"])["velocity"]
+    def calls() -> list:
+        say("calibrating the peers")
+        count = 300 if shape == "demo" else settings.steps
+        return calibration_calls(Pipeline(reference), options.chosen(), settings, count)
+
+    for name, peer in PEERS.items():
+        if BACKENDS[peer.backend].unusable() is not None:
+            continue
+        try:
+            say(f"{name}: its step graph")
+            graph = make(peer, reference, calls, checkpoint.linears, _folder(shape, checkpoint) / name)
+        except UserError as error:
+            say(f"{name} is left out: {error}")
+            continue
+        more = {"peer": name, "graph": str(graph), "reference": str(reference.folder)}
+        rivals.append(Rival(LABELS[name], "peer", more))
+    return rivals
+
+
+LABELS = {
+    "nncf-int8": "NNCF int8 (TRANSFORMER)",
+    "nncf-int8-same": "NNCF int8, our Linears",
+    "nncf-int4": "NNCF int4 weights",
+    "ort-static": "ONNX Runtime quantize_static",
+    "ort-dynamic": "ONNX Runtime quantize_dynamic",
+}
 
 
 # -------------------- what they run on
 
-_RECORDED = 4  # the step whose inputs are used, of 8
+RECORDED, RECORDED_STEPS = 4, 8  # the step whose input is used, and of how many
 
 
-def _settings(pipeline: Pipeline) -> Settings:
-    """Eight deterministic steps with guidance, whatever the model's own are."""
-    return pipeline.settings(steps=8, sampler=DETERMINISTIC[pipeline.objective], cfg_scale=7.0)
-
-
-def _recorded_inputs(bundle: Bundle) -> dict[str, Float]:
-    """All inputs of one step in the middle of an FP32 run."""
+def _recorded_input(bundle: Bundle) -> Float:
+    """x [2, channels, latents] of a step in the middle of an FP32 run, eight deterministic steps with guidance."""
     pipeline = Pipeline(bundle)
-    settings = _settings(pipeline)
+    sampler = DETERMINISTIC[pipeline.objective]
+    settings: Settings = pipeline.settings(steps=RECORDED_STEPS, sampler=sampler, cfg_scale=7.0)
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
-    seen: dict[int, Mapping[str, Float]] = {}
-    pipeline.sample(conditioning, settings, observe=lambda step, inputs, _: seen.update({step: inputs}))
-    return {**conditioning.constants, **seen[_RECORDED]}
+    seen: dict[int, Float] = {}
+    pipeline.sample(conditioning, settings, observe=lambda step, inputs, _: seen.update({step: inputs["x"].copy()}))
+    return seen[RECORDED]
 
 
 def _checkpoint_folder(shape: str) -> str:
@@ -259,8 +255,7 @@ def _checkpoint_folder(shape: str) -> str:
 
 def _bundles(shape: str, model: str, say: Say, more: Sequence[tuple[str, str, Recipe]] = ()) -> dict[str, Bundle]:
     """FP32 and SQS W8A8 of every backend that can run here, and `more`, by the name they have in the table."""
-    calibration = CalibrationOptions() if shape == "demo" else CalibrationOptions(num_prompts=1, steps=8)
-    folder = home() / "bench" / (shape if shape in ("demo", *SHAPES) else Checkpoint.open(model).digest[:16])
+    calibration, folder = _calibration(shape), _folder(shape, Checkpoint.open(model))
     found = {}
     always = [(backend, label, recipe) for label, recipe in _ALWAYS.items() for backend in BACKENDS]
     for backend, label, recipe in (*always, *more):
@@ -274,6 +269,14 @@ def _bundles(shape: str, model: str, say: Say, more: Sequence[tuple[str, str, Re
     return found
 
 
+def _calibration(shape: str) -> CalibrationOptions:
+    return CalibrationOptions() if shape == "demo" else CalibrationOptions(num_prompts=1, steps=8)
+
+
+def _folder(shape: str, checkpoint: Checkpoint) -> Path:
+    return home() / "bench" / (shape if shape in ("demo", *SHAPES) else checkpoint.digest[:16])
+
+
 def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
     """Whole processes of `dit-trt run`, the first with no compiled blobs in its home."""
     seconds = []
@@ -285,6 +288,7 @@ def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
             subprocess.run(
                 command + arguments,
                 check=True,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "DIT_TRT_HOME": folder},
             )
@@ -317,16 +321,17 @@ def markdown(report: Report) -> str:
     lines = [
         f"**{report.shape}**: {report.inputs}, {report.threads} threads, {report.rounds} interleaved rounds",
         "",
-        f"| | step, ms (p10-p90) | speed-up over {BASELINE} | time over SQS (95 %) | relative error | Linears in int8 "
-        "| bundle | step graph |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| | step, ms (p10-p90) | times {BASELINE}'s speed (95 %) | time over SQS (95 %) | relative error "
+        "| Linears in int8 | bundle | step graph | first step, s | memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report.rows:
         lines.append(
             f"| {row.name} | {_range(row.step_ms, '{:.1f}')} | {_range(row.speedup, '{:.2f}')} "
             f"| {'' if row.over_sqs is None else _range(row.over_sqs, '{:.3f}')} "
             f"| {row.relative_error:.2g} | {row.int8_linears} of {row.linears} "
-            f"| {_megabytes(row.bundle_bytes)} | {_megabytes(row.step_graph_bytes)} |"
+            f"| {_megabytes(row.bundle_bytes)} | {_megabytes(row.step_graph_bytes)} "
+            f"| {row.first_seconds:.2g} | {row.memory.rss_anon / 1e6:,.0f} |"
         )
     _, low, high = report.rows[0].step_ms
     if report.rounds < 5 or high > 1.5 * low:

@@ -295,8 +295,8 @@ def make(
     return step
 
 
-def open_step(peer: Peer, step: Path, reference: Bundle) -> Engine:
-    return open_engine(peer.backend, step, graph_shapes(reference.manifest["sizes"])["step"])
+def open_step(peer: Peer, step: Path, reference: Bundle, threads: int | None = None) -> Engine:
+    return open_engine(peer.backend, step, graph_shapes(reference.manifest["sizes"])["step"], threads=threads)
 
 
 def int8_linears(peer: Peer, step: Path, engine: Engine, linears: Sequence[Linear], call: Call) -> int:

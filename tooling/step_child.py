@@ -1,7 +1,8 @@
 """One contender of a contest of steps, in a process of its own: questions on stdin, answers on stdout, JSON by line.
 
-    {"do": "open", ...}             -> {"seconds": s, ...}   see `open_bundle`, `open_torch`
-    {"do": "step", "velocity": P}   -> {"seconds": s}        one step; P: where to save its velocity (.npy), or null
+    {"do": "open", "kind": K, ...}  -> {"seconds": s, ...}   see `OPENERS`
+    {"do": "step", "velocity": P}   -> {"seconds": s}        one step; P: where to save its velocity (.npy)
+    {"do": "turn"}                  -> {"seconds": s}        the time of a step, see `timed_steps.turn`
     {"do": "memory"}                -> {"rss_anon": bytes, "rss_file": bytes, "peak_rss": bytes}
     {"do": "quit"}                  -> {}
 
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ..engines.errors import UserError
@@ -26,9 +28,6 @@ from .process_memory import memory_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from ..exporters.checkpoint import Checkpoint
-    from ..exporters.dit import DiffusionTransformer
 
     Float = NDArray[np.float32]
 Step = Callable[[], "Float"]
@@ -67,44 +66,54 @@ def _has_bf16() -> bool:
 
 
 def open_torch(question: Mapping) -> tuple[Step, dict]:
-    """The DiT in PyTorch, eager, fp32. model: the checkpoint; sigma: the step's noise level; seconds; threads;
-    x, embeds: .npy of the model's input and the prompt's embedding.
+    """The DiT in PyTorch. variant: one of `torch_steps.VARIANTS`, or diffusers' own; model: the checkpoint; sigma: the
+    step's noise level; seconds; threads; x, embeds: .npy of the model's input and the prompt's embedding.
+
+    Answers how many Linears are int8 as `int8_linears`.
     """
     import numpy as np
 
     from ..exporters.checkpoint import Checkpoint
     from ..runtime.schedule import OBJECTIVES
-    from .bench import dit_step, torch_dit
+    from .torch_steps import DIFFUSERS, VARIANTS, conditions, diffusers_step, dit_step, torch_dit
 
     checkpoint = Checkpoint.open(question["model"])
     dit = torch_dit(checkpoint, question["threads"])
     t = np.float32(OBJECTIVES[checkpoint.sizes.objective].time(np.float64(question["sigma"])))
-    embeds = np.load(question["embeds"])
-    inputs = {"x": np.load(question["x"]), **torch_conditioning(checkpoint, dit, embeds, question["seconds"], t)}
-    return dit_step(dit, inputs), {}
+    x = np.load(question["x"])
+    given, inputs = conditions(checkpoint, dit, np.load(question["embeds"]), question["seconds"], t)
+    if question["variant"] == DIFFUSERS:
+        del dit
+        return diffusers_step(checkpoint, x, given), {"int8_linears": 0}
+    step, quantized = dit_step(dit, {"x": x, **inputs}, VARIANTS[question["variant"]])
+    return step, {"int8_linears": quantized}
 
 
-def torch_conditioning(
-    checkpoint: Checkpoint, dit: DiffusionTransformer, embeds: Float, seconds: float, t: np.float32
-) -> dict[str, Float]:
-    """What a bundle's conditioning graph computes, in PyTorch: the step's inputs but for x, the prompt's half first.
-
-    embeds [1, tokens, cond_dim]: of the prompt.
+def open_peer(question: Mapping) -> tuple[Step, dict]:
+    """A step graph that another quantizer wrote. peer: its name; graph: the file; model: the checkpoint; reference: the
+    float bundle that it was made from, in whose pipeline it stands; the rest as in `open_bundle`.
     """
-    import torch
+    import numpy as np
 
-    from ..exporters.float_graphs import context_names
-    from .simulate import conditioning_module
+    from ..engines.bundle import Bundle
+    from ..exporters.checkpoint import Checkpoint
+    from ..runtime.step_engine import StepEngine
+    from .peers import PEERS, PeerPipeline, int8_linears, open_step
 
-    values = {"seconds_start": 0.0, "seconds_total": seconds}
-    numbers = [torch.full((2,), values[name]) for name in checkpoint.sizes.conditioning.numbers]
-    with torch.inference_mode():
-        graph = conditioning_module(checkpoint, dit)
-        both = torch.from_numpy(embeds).repeat(2, 1, 1)
-        global_embed, time_embed, *context = graph(both, *numbers, torch.tensor([1.0, 0.0]), torch.tensor([t]))
-    found = {"global_embed": global_embed, "time_embed": time_embed[0]}
-    found |= dict(zip(context_names(checkpoint.sizes.dit.depth), context, strict=True))
-    return {name: value.numpy() for name, value in found.items()}
+    peer, reference, graph = PEERS[question["peer"]], Bundle(Path(question["reference"])), Path(question["graph"])
+    engine = open_step(peer, graph, reference, question["threads"])
+    pipeline = PeerPipeline(reference, engine)
+    settings = pipeline.settings(steps=question["steps"], cfg_scale=7.0)
+    conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
+    x, step = np.load(question["x"]), question["step"]
+    call = {"x": x, **conditioning.at(step), **conditioning.constants}
+    linears = Checkpoint.open(question["model"]).linears
+    count = int8_linears(peer, graph, engine, linears, call)
+    steps = StepEngine({"step": engine})
+    return lambda: steps.run(conditioning, step, x)["velocity"], {"int8_linears": count}
+
+
+OPENERS = {"bundle": open_bundle, "torch": open_torch, "peer": open_peer}
 
 
 def serve(questions: TextIO, answers: TextIO) -> None:
@@ -116,16 +125,20 @@ def serve(questions: TextIO, answers: TextIO) -> None:
         try:
             answer: dict = {}
             if question["do"] == "open":
-                step, answer = open_torch(question) if "model" in question else open_bundle(question)
+                step, answer = OPENERS[question["kind"]](question)
                 answer["seconds"] = time.perf_counter() - start
             elif question["do"] == "step":
                 assert step is not None, "step before open"
                 velocity = step()
                 answer["seconds"] = time.perf_counter() - start
-                if question["velocity"] is not None:
-                    import numpy as np
+                import numpy as np
 
-                    np.save(question["velocity"], velocity)
+                np.save(question["velocity"], velocity)
+            elif question["do"] == "turn":
+                assert step is not None, "turn before open"
+                from .timed_steps import turn
+
+                answer["seconds"] = turn(step)
             elif question["do"] == "memory":
                 answer = asdict(memory_of())  # type: ignore[arg-type]
         except Exception as error:

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engines.bundle import Bundle
-from ..engines.errors import UserError
+from ..engines.errors import UserError, last_line
 from .process_memory import Memory
 from .timed_steps import turns
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .workflow import Watch
 
-BASELINE = "torch fp32"
+BASELINE = "torch fp32"  # of `torch_steps.VARIANTS`, which takes PyTorch to import
 PRECISIONS = ("f32", "bf16")
 
 
@@ -53,6 +56,15 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A contender that is no bundle: what `step_child` is told to open it by. One that cannot is left out."""
+
+    name: str
+    kind: str
+    more: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Task:
     """The step that all compute: the `step`-th of `steps`, of so many latents, on a prompt, from seeded noise."""
 
@@ -69,7 +81,8 @@ class Task:
 class Row:
     """One contender. Seconds, bytes; step_seconds and ratios (to PyTorch's time in the same round) by round.
 
-    first_seconds: its first step, which no round counts. relative_error: ||v - v_torch|| / ||v_torch||.
+    first_seconds: its first step, which no round counts. relative_error: ||v - v_torch|| / ||v_torch||. int8_linears:
+    of a rival.
     """
 
     name: str
@@ -78,6 +91,7 @@ class Row:
     after_open: Memory
     after_step: Memory
     relative_error: float
+    int8_linears: int | None
     step_seconds: tuple[float, ...]
     ratios: tuple[float, ...]
 
@@ -138,51 +152,58 @@ def run_contest(
     rounds: int,
     watch: Watch,
     say: Callable[[str], object] = lambda message: None,
+    rivals: Sequence[Rival] = (),
+    given_x: NDArray[np.float32] | None = None,
 ) -> Contest:
     """Open all contenders one after the other, then time them in `rounds` rounds. `model`: the checkpoint of all.
 
-    Raises UserError for two of one name, and for what a contender refuses.
+    given_x [2, channels, latents]: what the model sees (default: seeded noise). Raises UserError for two of one name,
+    and for what a bundle refuses.
     """
     import numpy as np
 
-    names = [BASELINE, *(contender.name for contender in contenders)]
+    every: list[Contender | Rival] = [*contenders, Rival(BASELINE, "torch", {"variant": BASELINE}), *rivals]
+    names = [entry.name for entry in every]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two contenders are called {', '.join(sorted(twice))}; name them with --bundle NAME=FOLDER")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         x, embeds = str(folder / "x.npy"), str(folder / "embeds.npy")
         channels = Bundle(contenders[0].folder).manifest["sizes"]["io_channels"]
-        noise = np.random.Generator(np.random.PCG64(task.seed)).standard_normal((1, channels, task.latents), np.float32)
-        np.save(x, noise.repeat(2, axis=0))  # what the model sees has unit variance at any noise level
+        if given_x is None:
+            rng = np.random.Generator(np.random.PCG64(task.seed))
+            noise = rng.standard_normal((1, channels, task.latents), np.float32)
+            given_x = noise.repeat(2, axis=0)  # what the model sees has unit variance at any noise level
+        np.save(x, given_x)
         children = {name: stack.enter_context(Child(name)) for name in names}
         opened: dict[str, dict] = {}
-        for contender in contenders:
-            say(f"opening {contender.name}")
-            opened[contender.name] = children[contender.name].ask(
-                "open",
-                bundle=str(contender.folder),
-                precision=contender.precision,
-                latents=task.latents,
-                threads=task.threads,
-                steps=task.steps,
-                step=task.step,
-                prompt=task.prompt,
-                seconds=task.seconds,
-                x=x,
-                embeds=None if opened else embeds,
-            )
-        say(f"opening {BASELINE}")
-        sigma = opened[contenders[0].name]["sigma"]
-        given = {"sigma": sigma, "seconds": task.seconds, "x": x, "embeds": embeds, "threads": task.threads}
-        opened[BASELINE] = children[BASELINE].ask("open", model=model, **given)
-        after_open = {name: child.memory() for name, child in children.items()}
+        after_open: dict[str, Memory] = {}
+        after_step: dict[str, Memory] = {}
         first: dict[str, float] = {}
         velocities: dict[str, np.ndarray] = {}
-        for name, child in children.items():
-            say(f"one step of {name}")
-            first[name] = child.ask("step", velocity=str(folder / "velocity.npy"))["seconds"]
-            velocities[name] = np.load(folder / "velocity.npy").astype(np.float64)
-        after_step = {name: child.memory() for name, child in children.items()}
+        common = {"model": model, "x": x, "seconds": task.seconds, "threads": task.threads, "prompt": task.prompt}
+        common |= {"latents": task.latents, "steps": task.steps, "step": task.step}
+        for entry in every:
+            say(f"opening {entry.name}")
+            child = children[entry.name]
+            try:
+                if isinstance(entry, Contender):
+                    more = {"bundle": str(entry.folder), "precision": entry.precision}
+                    answer = child.ask("open", kind="bundle", embeds=None if opened else embeds, **common, **more)
+                else:
+                    sigma = opened[names[0]]["sigma"]
+                    answer = child.ask("open", kind=entry.kind, embeds=embeds, sigma=sigma, **common, **entry.more)
+                after_open[entry.name] = child.memory()
+                first[entry.name] = child.ask("step", velocity=str(folder / "velocity.npy"))["seconds"]
+            except UserError as error:
+                if isinstance(entry, Contender) or entry.name == BASELINE:
+                    raise
+                say(f"left out: {last_line(error)}")
+                children.pop(entry.name)
+                continue
+            opened[entry.name] = answer
+            velocities[entry.name] = np.load(folder / "velocity.npy").astype(np.float64)
+            after_step[entry.name] = child.memory()
         with watch("timing, rounds", rounds) as done:
             seconds = _rounds(children, rounds, done)
         for child in children.values():
@@ -196,10 +217,11 @@ def run_contest(
             after_open[name],
             after_step[name],
             float(np.linalg.norm(velocities[name] - exact) / np.linalg.norm(exact)),
+            opened[name].get("int8_linears"),
             tuple(seconds[name]),
             tuple(base / own for base, own in zip(seconds[BASELINE], seconds[name])),
         )
-        for name in names
+        for name in (BASELINE, *(name for name in opened if name != BASELINE))
     ]
     return Contest(model, task, rounds, tuple(rows))
 
@@ -210,7 +232,7 @@ def _rounds(children: Mapping[str, Child], rounds: int, done: Callable[[int], ob
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index, order in enumerate(turns(names, rounds)):
         for name in order:
-            seconds[name].append(children[name].ask("step", velocity=None)["seconds"])
+            seconds[name].append(children[name].ask("turn")["seconds"])
         done(index + 1)
     return seconds
 

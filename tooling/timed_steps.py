@@ -6,30 +6,61 @@ Light: a contender's process imports it before anything is measured.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from ..engines.base import open_engine
+from ..engines.base import BACKENDS, open_engine
 from ..engines.manifest import step_graphs
 from ..runtime.pipeline import Pipeline, graph_shapes
 from ..runtime.step_engine import StepEngine
 
 
 def open_step_engine(
-    pipeline: Pipeline, threads: int, precision: str | None = None, latents: int | None = None
+    pipeline: Pipeline,
+    threads: int | None,
+    precision: str | None = None,
+    latents: int | None = None,
+    batch: int = 2,
+    profile: bool | None = None,
 ) -> StepEngine:
     """The step graphs of a bundle, compiled anew: no blob of an earlier time is taken, or left.
 
-    threads, precision: see `open_engine`; latents: of the clip (default: the model's full length). Both CFG halves.
+    threads, precision, profile: see `open_engine` (precision: by default the bundle's own); latents: of the clip
+    (default: the model's full length); batch: CFG halves.
     """
     bundle, bounds = pipeline.bundle, pipeline.step_sigmas
-    shapes = graph_shapes(pipeline.sizes, step_sigmas=bounds, latents=latents)
+    shapes = graph_shapes(pipeline.sizes, step_sigmas=bounds, latents=latents, batch=batch)
+    trunk = bundle.manifest.get("trunk")
+    own = trunk if trunk in BACKENDS[bundle.backend].engine_trunks else None
     engines = {
         graph: open_engine(
-            bundle.backend, bundle.path(f"{graph}.onnx"), shapes[graph], threads=threads, precision=precision
+            bundle.backend,
+            bundle.path(f"{graph}.onnx"),
+            shapes[graph],
+            threads=threads,
+            precision=precision or own,
+            profile=profile,
         )
         for graph in step_graphs(bounds)
     }
     return StepEngine(engines, bounds)
+
+
+SHORT = 0.05  # seconds: a turn repeats its step for at least so long
+
+
+def turn(step: Callable[[], object]) -> float:
+    """Seconds of a step; a short one is the mean of several, behind one that is not counted."""
+    start = time.perf_counter()
+    step()
+    once = time.perf_counter() - start
+    if once > SHORT:
+        return once
+    start, calls = time.perf_counter(), 0
+    while calls < 1 or time.perf_counter() - start < SHORT:
+        step()
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[list[str]]:

@@ -5,19 +5,26 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from commands import error_of, files_in, invoke, one_object
 from hardware import exact_int8
 
+from dit_trt.engines.errors import UserError
 from dit_trt.engines.openvino import has_bf16
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling import bench as benching
+from dit_trt.tooling import step_child, step_contest, timed_steps
 from dit_trt.tooling.bench import BASELINE, bench, interleaved, machine, markdown
+from dit_trt.tooling.process_memory import Memory
+from dit_trt.tooling.recipe import Recipe
 from dit_trt.tooling.synthetic_checkpoint import SHAPES, _tensors, write_checkpoint
+from dit_trt.tooling.workflow import build
+from peers import require
 
 CONTENDERS = [BASELINE, "openvino fp32", "onnxruntime fp32", "openvino int8 (SQS)", "onnxruntime int8 (SQS)"]
 if has_bf16():
-    CONTENDERS.insert(4, "openvino int8 (SQS), rest in bf16")
+    CONTENDERS += ["openvino fp32, rest in bf16", "openvino int8 (SQS), rest in bf16"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,10 @@ def test_every_means_there_is_computes_the_same_step(report):
     assert errors["onnxruntime fp32"] < 1e-5
     assert 1e-3 < errors["openvino int8 (SQS)"] < 0.5
     assert 1e-3 < errors["onnxruntime int8 (SQS)"] < 0.5
-    assert [(row.linears, row.int8_linears) for row in report.rows] == [(0, 0)] * 3 + [(14, 14)] * (len(CONTENDERS) - 3)
+    for row in report.rows:
+        assert (row.linears, row.int8_linears) == ((14, 14) if "int8" in row.name else (0, 0))
+        assert row.first_seconds > 0
+        assert row.memory.rss_anon > 20e6
     if has_bf16():
         assert errors["openvino int8 (SQS), rest in bf16"] == pytest.approx(errors["openvino int8 (SQS)"], rel=0.5)
 
@@ -51,23 +61,121 @@ def test_sizes_are_the_bundles(report):
     assert int8_row.step_graph_bytes < float_row.step_graph_bytes / 2
 
 
-def test_a_bundle_of_several_step_graphs_is_timed_in_the_right_one(tiny_float, tiny_grouped):
+def contested(name, seconds, bundle=None, **more):
+    """A row of the bench, of seconds by contender and round."""
+    memory = Memory(1, 2, 3)
+    ratios = tuple(base / own for base, own in zip(seconds[BASELINE], seconds[name]))
+    row = step_contest.Row(name, 1.0, 2.0, memory, memory, 0.25, more.get("int8"), tuple(seconds[name]), ratios)
+    return benching._row(row, seconds, bundle, more.get("backend"), 12)
+
+
+def test_a_bundle_of_several_step_graphs_is_timed_in_the_right_one(tiny_float, tiny_grouped, tmp_path):
     """Its step is that of its pipeline, and its size that of all its step graphs and their tables."""
-    inputs = benching._recorded_inputs(tiny_float)
-    step = benching.engine_step(tiny_grouped, inputs, 1)
+    x = benching._recorded_input(tiny_float)
+    np.save(tmp_path / "x.npy", x)
+    question = {"bundle": str(tiny_grouped.folder), "precision": None, "latents": x.shape[2], "threads": 1}
+    question |= {"steps": 8, "step": 4, "prompt": benching.PROMPT, "x": str(tmp_path / "x.npy"), "embeds": None}
     pipeline, settings = Pipeline(tiny_grouped), Settings(steps=8, sampler="dpmpp-2m")
-    conditioning = pipeline.condition(benching.PROMPT, settings, pipeline.check_seconds(None))
+    seconds = pipeline.check_seconds(None)
+    conditioning = pipeline.condition(benching.PROMPT, settings, seconds)
     assert pipeline.step_engine.graph(conditioning, 4) == "step-1"
-    expected = pipeline.step_engine.run(conditioning, 4, inputs["x"])["velocity"]
+    expected = pipeline.step_engine.run(conditioning, 4, x)["velocity"]
+    step, _ = step_child.open_bundle(question | {"seconds": seconds})
     for _ in range(2):
         np.testing.assert_allclose(step(), expected, atol=1e-4 * np.abs(expected).max())
-    row = benching._row("it", {BASELINE: [1.0], "it": [1.0]}, {BASELINE: expected, "it": expected}, tiny_grouped)
+    row = contested("it", {BASELINE: [1.0], "it": [1.0]}, tiny_grouped)
     assert row.step_graph_bytes == sum(path.stat().st_size for path in tiny_grouped.folder.glob("step*"))
+
+
+def test_a_peer_is_compared_with_sqs_of_its_backend():
+    seconds = {BASELINE: [8.0, 4.0, 6.0], "openvino int8 (SQS)": [2.0, 1.0, 1.0], "NNCF": [4.0, 2.0, 2.0]}
+    row = contested("NNCF", seconds, backend="openvino", int8=9)
+    assert (row.over_sqs[0], row.linears, row.int8_linears, row.bundle_bytes) == (2.0, 12, 9, None)
+    assert row.speedup[0] == 2.0
+    assert contested(BASELINE, seconds).over_sqs is None
+
+
+# -------------------- PyTorch's ways, and diffusers'
+
+
+@pytest.fixture(scope="module")
+def torch_question(tiny, tiny_float, tmp_path_factory):
+    """What `step_child` is told of the tiny model's step 4 of 8, and its FP32 engine's velocity."""
+    return asked(str(tiny), tiny_float, tmp_path_factory.mktemp("torch"))
+
+
+def asked(model, bundle, folder):
+    x, pipeline = benching._recorded_input(bundle), Pipeline(bundle)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "embeds.npy", pipeline._embed(benching.PROMPT))
+    settings, seconds = Settings(steps=8), pipeline.check_seconds(None)
+    question = {"model": model, "threads": 1, "sigma": float(settings.sigmas[4]), "seconds": seconds}
+    question |= {"x": str(folder / "x.npy"), "embeds": str(folder / "embeds.npy")}
+    conditioning = pipeline.condition(benching.PROMPT, settings, seconds)
+    return question, pipeline.step_engine.run(conditioning, 4, x)["velocity"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "error", "int8"),
+    [("torch fp32", 1e-5, 0), ("torch bf16", 0.05, 0), ("torchao int8 dynamic", 0.2, 12)],
+)
+def test_pytorch_computes_the_same_step(torch_question, variant, error, int8):
+    require({"torchao int8 dynamic": "torchao"}.get(variant, "torch"))
+    question, expected = torch_question
+    step, told = step_child.open_torch(question | {"variant": variant})
+    found = np.linalg.norm(step() - expected) / np.linalg.norm(expected)
+    assert found < error
+    assert found > 1e-3 or error < 1e-3
+    assert told == {"int8_linears": int8}
+
+
+def test_diffusers_computes_the_same_step(home, tmp_path, monkeypatch, torch_question):
+    """Of a block as Stable Audio Open's, in small: diffusers has no other."""
+    require("diffusers")
+    config = json.loads(json.dumps(SHAPES["sao-block"]))
+    config["sample_size"] = 24 * 2048
+    config["model"]["diffusion"]["config"].update(embed_dim=128, num_heads=2, cond_token_dim=64, global_cond_dim=128)
+    config["model"]["conditioning"]["cond_dim"] = 64
+    monkeypatch.setitem(SHAPES, "small-block", config)
+    model = write_checkpoint("small-block", tmp_path / "small-block")
+    bundle = build(Recipe("none"), str(model), "openvino", tmp_path / "float").bundle
+    question, expected = asked(str(model), bundle, tmp_path)
+    step, told = step_child.open_torch(question | {"variant": "diffusers fp32"})
+    assert np.linalg.norm(step() - expected) < 1e-5 * np.linalg.norm(expected)
+    assert told == {"int8_linears": 0}
+    with pytest.raises(UserError, match="diffusers' DiT has feed-forwards of 4 times its width"):
+        step_child.open_torch(torch_question[0] | {"variant": "diffusers fp32"})
+
+
+def test_a_compiled_step_is_the_same_step(torch_question, monkeypatch):
+    """Without the compiler, which takes minutes: that of PyTorch's which only traces."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    question, expected = torch_question
+    step, _ = step_child.open_torch(question | {"variant": "torch fp32, compiled"})
+    assert np.linalg.norm(step() - expected) < 1e-5 * np.linalg.norm(expected)
+    assert len(compiled) == 1
+
+
+def test_peers_are_contenders(tiny, home, monkeypatch):
+    """Those that cannot are left out with the reason, the others timed; PyTorch's compiler is not tried here."""
+    said = []
+    monkeypatch.setattr(benching, "VARIANTS", {BASELINE: None, "torch bf16": None, "no such": None})
+    monkeypatch.setattr(benching, "PEERS", {name: benching.PEERS[name] for name in ("nncf-int8", "ort-dynamic")})
+    report = bench(str(tiny), 1, 1, say=said.append, peers=True)
+    names = [row.name for row in report.rows if row.name not in CONTENDERS]
+    assert names == ["torch bf16", "NNCF int8 (TRANSFORMER)", "ONNX Runtime quantize_dynamic"]
+    assert any(line.startswith("left out: diffusers fp32: diffusers' DiT has feed-forwards") for line in said)
+    assert any(line.startswith("left out: no such: ") for line in said)
+    rows = {row.name: row for row in report.rows}
+    assert [(rows[name].linears, rows[name].int8_linears) for name in names] == [(0, 0), (12, 12), (12, 12)]
+    assert all(rows[name].relative_error < 0.5 for name in names)
 
 
 def test_the_baseline_is_one_time_itself(report):
     assert report.rows[0].speedup == (1, 1, 1)
     assert all(row.step_ms[1] <= row.step_ms[0] <= row.step_ms[2] for row in report.rows)
+    assert all(row.speedup[1] <= row.speedup[0] <= row.speedup[2] for row in report.rows)
 
 
 def test_ratios_are_taken_within_rounds(monkeypatch):
@@ -84,7 +192,7 @@ def test_ratios_are_taken_within_rounds(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(benching.time, "perf_counter", perf_counter)
+    monkeypatch.setattr(timed_steps.time, "perf_counter", perf_counter)
     contenders = {BASELINE: costing(8.0), "fast": costing(2.0)}
 
     def done(n):
@@ -93,11 +201,9 @@ def test_ratios_are_taken_within_rounds(monkeypatch):
 
     seconds = interleaved(contenders, 3, done)
     assert seconds == {BASELINE: [8.0, 80.0, 8.0], "fast": [2.0, 20.0, 2.0]}
-    velocities = {BASELINE: np.ones(4), "fast": np.full(4, 1.5)}
-    row = benching._row("fast", seconds, velocities, None)
+    row = contested("fast", seconds)
     assert row.speedup == (4.0, 4.0, 4.0)
     assert row.step_ms[0] == 2000.0
-    assert row.relative_error == pytest.approx(0.5)
 
 
 def test_everybody_comes_first_once():

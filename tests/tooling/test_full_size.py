@@ -229,6 +229,7 @@ def test_a_step_is_that_of_the_pipeline(tiny_sqs, tmp_path):
     with Child("it") as child:
         answer = child.ask(
             "open",
+            kind="bundle",
             bundle=str(tiny_sqs.folder),
             precision=None,
             latents=x.shape[2],
@@ -250,20 +251,20 @@ def test_a_step_is_that_of_the_pipeline(tiny_sqs, tmp_path):
 def test_a_contender_that_cannot_or_dies_is_named(tiny_sqs, tmp_path):
     with Child("somebody") as child:
         with pytest.raises(UserError, match=r"^somebody: .*no-such-folder"):
-            child.ask("open", bundle="/no-such-folder", precision=None)
+            child.ask("open", kind="bundle", bundle="/no-such-folder", precision=None)
         if not has_bf16():
             with pytest.raises(UserError, match="this CPU does not multiply bf16"):
-                child.ask("open", bundle=str(tiny_sqs.folder), precision="bf16")
+                child.ask("open", kind="bundle", bundle=str(tiny_sqs.folder), precision="bf16")
         child._process.kill()
-        with pytest.raises(UserError, match=r"somebody died at step \(-9"):
-            child.ask("step", velocity=None)
+        with pytest.raises(UserError, match=r"somebody died at turn \(-9"):
+            child.ask("turn")
 
 
 def test_nobody_computes_out_of_turn_and_everybody_comes_first_once():
     order = []
 
     def asked(name):
-        return SimpleNamespace(ask=lambda do, velocity: order.append(name) or {"seconds": float(len(order))})
+        return SimpleNamespace(ask=lambda do: order.append(name) or {"seconds": float(len(order))})
 
     done = []
     seconds = step_contest._rounds({name: asked(name) for name in "abc"}, 3, done.append)

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "Clips of a caption list, scored: the paper's Table 1.",
     "listen": "A blind listening test as one page; score what raters said.",
     "bench": "Time one step by every means there is here.",
+    "profile": "Where the time of a step goes, by layer kind.",
     "list": "List the bundles in the home folder.",
     "inspect": "Show what a bundle is made of.",
     "completion": "Print the shell completion script.",

@@ -15,7 +15,7 @@ Examples:
                                              Stable Audio Open's size
   dit-trt bench --shape sao-block --rounds 15 --threads 2
   dit-trt bench --shape sao-block --rows "openvino/w8a8-sq*" --rounds 30
-  dit-trt bench --output results.md
+  dit-trt bench --peers --rounds 15 --output results.md
 """
 
 
@@ -36,9 +36,14 @@ Examples:
     metavar="GLOB",
     help="Also these rows of the ablation, wildcards over <backend>/<row>, commas between them.",
 )
+@click.option(
+    "--peers", is_flag=True, help="Also torch.compile, bf16, torchao, diffusers, NNCF and ONNX Runtime's quantizers."
+)
 @click.option("--output", metavar="FILE", help="Write the tables as Markdown here too.")
 @dit_command
-def command(shapes: tuple[str, ...], rounds: int, threads: int | None, rows: str | None, output: str | None) -> dict:
+def command(
+    shapes: tuple[str, ...], rounds: int, threads: int | None, rows: str | None, peers: bool, output: str | None
+) -> dict:
     """Time one step of the DiT: PyTorch, and every backend in FP32 and INT8.
 
     All compute the same step (both guidance halves) on the same inputs, one after the other, round after round; ratios
@@ -64,7 +69,7 @@ def command(shapes: tuple[str, ...], rounds: int, threads: int | None, rows: str
     tell(machine())
     reports, parts = [], [machine()]
     for shape in shapes:
-        report = bench(shape, rounds, threads, progress, say, more)
+        report = bench(shape, rounds, threads, progress, say, more, peers)
         reports.append(report)
         parts.append(markdown(report))
         tell(parts[-1])
