@@ -1,4 +1,4 @@
-"""The figures of docs/activations.md: they are there, small, and every one is shown."""
+"""The figures of the docs: they are there, small, and every one is shown."""
 
 import re
 
@@ -6,14 +6,14 @@ import PIL.Image
 import pytest
 from readme import README, ROOT
 
-PAGE = (ROOT / "docs" / "activations.md").read_text("utf-8")
+PAGES = [(ROOT / "docs" / f"{page}.md").read_text("utf-8") for page in ("activations", "performance")]
 FIGURES = sorted((ROOT / "docs" / "figures").iterdir())
 
 
 def test_every_figure_is_shown_and_every_one_shown_is_there():
-    shown = re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", PAGE)
-    assert sorted(shown) == [path.name for path in FIGURES]
-    assert len(shown) == 6
+    shown = [re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", page) for page in PAGES]
+    assert sorted(name for names in shown for name in names) == [path.name for path in FIGURES]
+    assert [len(names) for names in shown] == [6, 4]
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)

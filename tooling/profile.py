@@ -219,4 +219,5 @@ def plot(path: Path, found: Profile) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of a step")
     axes.set_title(f"{Path(found.bundle).name}, {found.backend}: {found.step_ms:.2f} ms a step", fontsize=9)
-    figure.savefig(path, dpi=150)
+    axes.set_xlim(right=1.08 * groups[0].milliseconds)
+    figure.savefig(path, dpi=144)

@@ -156,7 +156,7 @@ def plot(path: Path, found: Scaling) -> None:
     """Three panels: over latents, over clips, over threads; the model as a line in the first two."""
     most = max(point.threads for point in found.points)
     full = max(point.latents for point in found.points)
-    figure = new_figure(3.4, 10.0)
+    figure = new_figure(2.8)
     left, middle, right = figure.subplots(1, 3)
     lengths = sorted((p for p in found.points if p.clips == 1 and p.threads == most), key=lambda p: p.latents)
     left.plot([p.latents for p in lengths], [p.ms for p in lengths], "o")
@@ -177,9 +177,10 @@ def plot(path: Path, found: Scaling) -> None:
     right.plot([1, most], [1, most], color="#8c8c8c")
     right.set_xlabel("threads")
     right.set_ylabel("times one thread's speed")
+    right.set_xticks(range(1, most + 1))
     for axes in (left, middle, right):
-        axes.set_ylim(bottom=0)
-    figure.savefig(path, dpi=110)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    figure.savefig(path, dpi=144)
 
 
 @click.command()
