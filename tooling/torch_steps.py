@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.diffusers_names import dit_names
-from ..exporters.dit import DiffusionTransformer, FusedLinear, SwiGLU
+from ..exporters.dit import DiffusionTransformer, DiTConfig, FusedLinear, SwiGLU
 from ..exporters.float_graphs import context_names
 from ..exporters.linears import DIT_PREFIX
 from .simulate import conditioning_module
@@ -169,25 +169,12 @@ def diffusers_step(checkpoint: Checkpoint, x: Float, given: Conditions) -> Step:
     if own.ff_inner != 4 * own.embed_dim or own.qk_norm:
         raise UserError("diffusers' DiT has feed-forwards of 4 times its width, and no norms of heads")
     from diffusers.models.embeddings import get_1d_rotary_pos_embed
-    from diffusers.models.transformers.stable_audio_transformer import StableAudioDiTModel
 
-    config = own
     with torch.device("meta"):
-        model = StableAudioDiTModel(
-            sample_size=x.shape[-1],
-            in_channels=config.io_channels,
-            out_channels=config.io_channels,
-            num_layers=config.depth,
-            attention_head_dim=config.dim_heads,
-            num_attention_heads=config.num_heads,
-            num_key_value_attention_heads=config.kv_heads,
-            cross_attention_dim=config.context_dim,
-            cross_attention_input_dim=config.cond_token_dim,
-            global_states_input_dim=config.global_cond_dim,
-        )
+        model = diffusers_dit(own, x.shape[-1])
     model.load_state_dict(_diffusers_state(checkpoint, model.state_dict()), assign=True)
     model.eval().requires_grad_(False)
-    rotary = get_1d_rotary_pos_embed(config.rotary_dim, x.shape[-1] + 1, use_real=True, repeat_interleave_real=False)
+    rotary = get_1d_rotary_pos_embed(own.rotary_dim, x.shape[-1] + 1, use_real=True, repeat_interleave_real=False)
     latents, vector = torch.from_numpy(x), given.vector[:, None]
 
     def step() -> Float:
@@ -196,6 +183,24 @@ def diffusers_step(checkpoint: Checkpoint, x: Float, given: Conditions) -> Step:
             return found[0].numpy()
 
     return step
+
+
+def diffusers_dit(config: DiTConfig, latents: int) -> Any:
+    """A StableAudioDiTModel of those sizes, for so many latents."""
+    from diffusers.models.transformers.stable_audio_transformer import StableAudioDiTModel
+
+    return StableAudioDiTModel(
+        sample_size=latents,
+        in_channels=config.io_channels,
+        out_channels=config.io_channels,
+        num_layers=config.depth,
+        attention_head_dim=config.dim_heads,
+        num_attention_heads=config.num_heads,
+        num_key_value_attention_heads=config.kv_heads,
+        cross_attention_dim=config.context_dim,
+        cross_attention_input_dim=config.cond_token_dim,
+        global_states_input_dim=config.global_cond_dim,
+    )
 
 
 def _diffusers_state(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from dit_trt.engines.errors import UserError
 from dit_trt.exporters.conditioners import MultiConditioner, NumberConditioner
 from dit_trt.exporters.dit import DiffusionTransformer, DiTConfig, split_fused
+from dit_trt.tooling.torch_steps import diffusers_dit
 from peers import require
 
 TOLERANCE = 1e-5  # max |difference| / max |reference|, fp32
@@ -178,20 +179,8 @@ def to_diffusers(state):
 @pytest.mark.parametrize(("config", "latents"), OPEN_1.values(), ids=OPEN_1)
 @torch.no_grad()
 def test_equals_diffusers(config, latents):
-    module = require("diffusers.models.transformers.stable_audio_transformer")
     embeddings = require("diffusers.models.embeddings")
-    theirs = module.StableAudioDiTModel(
-        sample_size=latents,
-        in_channels=config.io_channels,
-        out_channels=config.io_channels,
-        num_layers=config.depth,
-        attention_head_dim=config.dim_heads,
-        num_attention_heads=config.num_heads,
-        num_key_value_attention_heads=config.kv_heads,
-        cross_attention_dim=config.cond_token_dim,
-        cross_attention_input_dim=config.cond_token_dim,
-        global_states_input_dim=config.global_cond_dim,
-    ).eval()
+    theirs = diffusers_dit(config, latents).eval()
     ours = randomize(DiffusionTransformer(config).eval())
     theirs.load_state_dict(to_diffusers(ours.state_dict()))
     x, t, context, global_embed = inputs(config, latents)
