@@ -157,9 +157,9 @@ class Pipeline:
             raise UserError(f"{len(seeds)} seeds for {len(texts)} clips; give one for each")
         for seed in seeds:
             replace(settings, seed=seed)
-        size = min(batch, len(texts), self.max_batch or batch)
-        if size < 1:
+        if batch < 1:
             raise UserError(f"batch {batch} is less than 1")
+        size = max(1, min(batch, len(texts), self.max_batch or batch))
         self.check_sampler(settings)
         window = self.window(seconds) if short_window else None
         start = None

@@ -120,6 +120,7 @@ def test_a_batch_with_seeds_of_its_own(tiny_sqs: Bundle) -> None:
         next(pipeline.generate(["dog", "rain"], SHORT, seeds=[1]))
     with pytest.raises(UserError, match="seed -1"):
         next(pipeline.generate(["dog"], SHORT, seeds=[-1]))
+    assert list(pipeline.generate([], SHORT)) == []
     with pytest.raises(UserError, match="batch 0 is less than 1"):
         next(pipeline.generate(["dog"], SHORT, batch=0))
 
