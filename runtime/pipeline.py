@@ -139,7 +139,7 @@ class Pipeline:
         batch: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[Clip]:
-        """Clips of every prompt and variation, in order; the i-th has seed + i and equals its single run exactly.
+        """Clips of every prompt and variation, in order; the i-th has seed + i and, on a CPU, equals its single run.
 
         on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the
         first clip for a bad argument.
@@ -159,7 +159,7 @@ class Pipeline:
             replace(settings, seed=seed)
         if batch < 1:
             raise UserError(f"batch {batch} is less than 1")
-        size = max(1, min(batch, len(texts), self.max_batch or batch))
+        size = batch_size(len(texts), min(batch, self.max_batch or batch))
         self.check_sampler(settings)
         window = self.window(seconds) if short_window else None
         start = None
@@ -289,6 +289,8 @@ class Pipeline:
         start: tuple[Float, Float] | None = None,
     ) -> Float:
         """`sample` for one clip a seed at once, of their conditionings `together` -> [clips, channels, latents]."""
+        if conditioning.clips != len(seeds):
+            raise ValueError(f"the conditioning is of {conditioning.clips} clips, not {len(seeds)}")
         engine = self.step_engine_of(conditioning.batch, window)
         sigmas = settings.sigmas
         if not np.array_equal(sigmas[:-1], conditioning.sigmas):
@@ -444,6 +446,12 @@ class Pipeline:
     def _embed(self, text: str) -> Float:
         ids, mask, _ = self._tokenizer(text)
         return self.engine("text").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
+
+
+def batch_size(clips: int, most: int) -> int:
+    """The smallest batch, of `most` at most, that makes so many clips in as few turns: 9 by 8 are 5 and 4."""
+    turns = -(-clips // most)
+    return -(-clips // turns) if turns else 1
 
 
 def graph_shapes(

@@ -41,6 +41,7 @@ class Conditioning:
     constants: Mapping[str, Float]
     steps: Mapping[str, ByStep]
     sigmas: NDArray[np.float64]
+    clips: int = 1
 
     @property
     def batch(self) -> int:
@@ -60,7 +61,7 @@ class Conditioning:
         halves = [
             [clip.constants[name][half] for half in range(first.batch) for clip in clips] for name in first.constants
         ]
-        return replace(first, constants=dict(zip(first.constants, map(np.stack, halves))))
+        return replace(first, constants=dict(zip(first.constants, map(np.stack, halves))), clips=len(clips))
 
     def at(self, step: int) -> dict[str, Float]:
         """The inputs of one step that change from step to step, but for x."""

@@ -35,7 +35,7 @@ from .ablation_rows import BASELINE, ROWS, Row, chosen_rows
 from .bench import Step, interleaved, machine
 from .cli.common import dit_command, path_option, progress, say, show
 from .fidelity import Forced, Trial, measure, record
-from .peers import PEERS, Call, PeerPipeline, calibration_calls, int8_linears, make, open_step
+from .peers import PEERS, Call, PeerPipeline, calibration_calls, int8_linears, make, open_step, step_linears
 from .recipe import Recipe
 from .simulate import SimulatedPipeline, step_channel_model
 from .tables import load_calibration
@@ -185,7 +185,7 @@ class Ablation:
             "bundle_bytes": reference.size_bytes - _step_bytes(reference) + own,
             "step_bytes": own,
             "linears": sum(linear.graph == "step" for linear in linears),
-            "int8_linears": int8_linears(peer, step, engine, linears, call),
+            "int8_linears": int8_linears(peer, step, engine, step_linears(linears), call),
             "versions": peer.versions(),
         }
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("step*"))}

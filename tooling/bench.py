@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from ..engines.base import BACKENDS
 from ..engines.bundle import Bundle
-from ..engines.errors import UserError
+from ..engines.errors import UserError, last_line
 from ..engines.home import expanded, home, locked
 from ..engines.manifest import step_graphs
 from ..exporters.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ from ..runtime.samplers import DETERMINISTIC
 from . import step_contest
 from .contents import bundle_parts
 from .intervals import median_interval
-from .peers import PEERS, calibration_calls, make
+from .peers import PEERS, calibration_calls, make, step_linears
 from .process_memory import Memory
 from .recipe import Recipe
 from .step_contest import BASELINE, Contender, Rival, Task, run_contest
@@ -118,7 +119,11 @@ def bench(
         for label in ("fp32", SQS):
             name = f"openvino {label}"
             contenders.append(Contender(f"{name}, rest in bf16", bundles[name].folder, "bf16"))
-    rivals = _rivals(shape, checkpoint, reference, say) if peers else []
+    floats = {bundle.backend: bundle for bundle in bundles.values() if bundle.manifest["recipe"]["bits"] == "fp32"}
+    rivals = _rivals(shape, checkpoint, reference, floats, say) if peers else []
+    quantizers = {rival.name for rival in rivals if rival.kind == "peer"} | {
+        name for name in VARIANTS if VARIANTS[name].torchao
+    }
     x = _recorded_input(reference)
     pipeline = Pipeline(reference)
     task = Task(PROMPT, x.shape[2], pipeline.check_seconds(None), RECORDED_STEPS, RECORDED, 0, threads)
@@ -127,7 +132,10 @@ def bench(
     backends = {rival.name: PEERS[rival.more["peer"]].backend for rival in rivals if rival.kind == "peer"}
     seconds = {row.name: row.step_seconds for row in contest.rows}
     steps = sum(linear.graph == "step" for linear in checkpoint.linears)
-    rows = [_row(row, seconds, places.get(row.name), backends.get(row.name), steps) for row in contest.rows]
+    rows = [
+        _row(row, seconds, places.get(row.name), backends.get(row.name), steps * (row.name in quantizers))
+        for row in contest.rows
+    ]
     named = [f"{backend} {SQS}" for backend in BACKENDS]
     starts = [cold_start(bundles[name]) for name in named if shape not in SHAPES and name in bundles]
     batch, _, latents = x.shape
@@ -159,9 +167,9 @@ def _row(
     seconds: Mapping[str, Sequence[float]],
     bundle: Bundle | None,
     peer_backend: str | None,
-    step_linears: int,
+    asked: int,
 ) -> Row:
-    """seconds: of every contender, by round."""
+    """seconds: of every contender, by round; asked: Linears that a rival was to quantize."""
     parts = {} if bundle is None else bundle_parts(bundle)
     graphs = () if bundle is None else step_graphs(bundle.manifest.get("step_sigmas", ()))
     backend = peer_backend if bundle is None else bundle.backend
@@ -172,7 +180,7 @@ def _row(
         median_interval(row.ratios),
         None if sqs is None else median_interval([own / base for own, base in zip(row.step_seconds, sqs)]),
         row.relative_error,
-        (step_linears if row.int8_linears else 0) if bundle is None else bundle.manifest["linears"],
+        asked if bundle is None else bundle.manifest["linears"],
         row.int8_linears or 0 if bundle is None else bundle.manifest["int8_linears"],
         None if bundle is None else bundle.size_bytes,
         None if bundle is None else sum(parts[graph] for graph in graphs),
@@ -193,12 +201,19 @@ def _has_bf16() -> bool:
     return BACKENDS["openvino"].load().has_bf16()
 
 
-def _rivals(shape: str, checkpoint: Checkpoint, reference: Bundle, say: Say) -> list[Rival]:
-    """PyTorch's and diffusers' ways, and the step graphs that other quantizers write, made where they are not yet."""
+def _rivals(
+    shape: str, checkpoint: Checkpoint, reference: Bundle, floats: Mapping[str, Bundle], say: Say
+) -> list[Rival]:
+    """PyTorch's and diffusers' ways, and the step graphs that other quantizers write of `reference`, made where they
+    are not yet. floats: FP32 bundles by backend.
+    """
     rivals = [Rival(name, "torch", {"variant": name}) for name in (*VARIANTS, DIFFUSERS) if name != BASELINE]
     options = _calibration(shape)
     settings = options.settings(checkpoint)
 
+    asked = step_linears(checkpoint.linears)
+
+    @cache
     def calls() -> list:
         say("calibrating the peers")
         count = 300 if shape == "demo" else settings.steps
@@ -210,10 +225,11 @@ def _rivals(shape: str, checkpoint: Checkpoint, reference: Bundle, say: Say) -> 
         try:
             say(f"{name}: its step graph")
             graph = make(peer, reference, calls, checkpoint.linears, _folder(shape, checkpoint) / name)
-        except UserError as error:
-            say(f"{name} is left out: {error}")
+        except Exception as error:  # theirs have no common base
+            say(f"{name} is left out: {last_line(error)}")
             continue
-        more = {"peer": name, "graph": str(graph), "reference": str(reference.folder)}
+        own = floats[peer.backend].folder  # whose conditioning it takes: that of its own backend
+        more = {"peer": name, "graph": str(graph), "reference": str(own), "linears": asked}
         rivals.append(Rival(LABELS[name], "peer", more))
     return rivals
 

@@ -299,12 +299,11 @@ def open_step(peer: Peer, step: Path, reference: Bundle, threads: int | None = N
     return open_engine(peer.backend, step, graph_shapes(reference.manifest["sizes"])["step"], threads=threads)
 
 
-def int8_linears(peer: Peer, step: Path, engine: Engine, linears: Sequence[Linear], call: Call) -> int:
-    """How many of the step graph's Linears run as int8 x int8, by the runtime's own account.
+def int8_linears(peer: Peer, step: Path, engine: Engine, asked: Mapping[str, Sequence[str]], call: Call) -> int:
+    """How many of the step graph's Linears (`step_linears`) run as int8 x int8, by the runtime's own account.
 
     Of a dynamic peer all or none: they do when switching the activations' quantization off changes what `call` gives.
     """
-    asked = step_linears(linears)
     if peer.dynamic:
         return len(asked) if not np.array_equal(engine.run(call)["velocity"], _undynamic(step, call)) else 0
     found = {name.removesuffix("_quant") for name in engine.int8_matmuls()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.layers import Layer
 from ..runtime.pipeline import Pipeline, Settings
+from ..runtime.step_engine import graph_index
 from .plots import new_figure
 from .timed_steps import cores, open_step_engine
 from .vnni_peak import vnni_peak
@@ -159,30 +160,37 @@ def profile(
     step_ms = 1000 * statistics.median(np.diff(times)[1:])
     engine_ms = 1000 * statistics.median(calls[1:])
     peak = vnni_peak(threads or cores())
-    layers = tuple(layer for engine in counting.engines for layer in engine.layers())  # type: ignore[attr-defined]
-    groups = _groups(layers, step_ms, engine_ms)
-    roof = _roof(bundle, groups, peak)
+    runs = Counter(graph_index(sigma, pipeline.step_sigmas) for sigma in conditioning.sigmas.tolist())
+    weighted: list[tuple[Layer, float]] = []
+    for index, engine in enumerate(counting.engines):  # of several step graphs each runs some of the steps
+        share = runs[index] / len(conditioning.sigmas)
+        weighted += [(layer, share) for layer in engine.layers()] if share else []  # type: ignore[attr-defined]
+    layers = tuple(layer for layer, _ in weighted)
+    groups = _groups(weighted, step_ms, engine_ms)
+    roof = _roof(bundle, conditioning.batch, groups, peak)
     return Profile(str(bundle.folder), bundle.backend, steps, threads, step_ms, engine_ms, groups, layers, roof)
 
 
-def _roof(bundle: Bundle, groups: Sequence[Group], peak: float | None) -> Roof | None:
+def _roof(bundle: Bundle, halves: int, groups: Sequence[Group], peak: float | None) -> Roof | None:
     """None for a step without int8 Linears."""
-    tokens = 2 * (bundle.manifest["sizes"]["max_latents"] + 1)
-    of_step = [layer for layer in bundle.manifest["layers"] if layer["graph"] == "step"]
+    tokens = halves * (bundle.manifest["sizes"]["max_latents"] + 1)
+    of_step = [layer for layer in bundle.manifest["layers"] if layer["graph"] == "step" and layer["int8"]]
     ms = sum(group.milliseconds for group in groups if group.name.endswith(", int8"))
     if not of_step or not ms:
         return None
     return Roof(tokens * sum(layer["in_features"] * layer["out_features"] for layer in of_step), ms, peak)
 
 
-def _groups(layers: Sequence[Layer], step_ms: float, engine_ms: float) -> tuple[Group, ...]:
+def _groups(layers: Sequence[tuple[Layer, float]], step_ms: float, engine_ms: float) -> tuple[Group, ...]:
     """By time. What counters miss of the engine's time is between its layers; what they count too much goes."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for layer in layers:
-        found[group_of(layer)].append(1000 * layer.seconds)
-    total = sum(map(sum, found.values()))
+    times: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
+    for layer, share in layers:
+        times[group_of(layer)] += 1000 * layer.seconds * share
+        counts[group_of(layer)] += share
+    total = sum(times.values())
     scale = min(1.0, engine_ms / total) if total else 1.0
-    groups = [Group(name, len(each), scale * sum(each), scale * sum(each) / step_ms) for name, each in found.items()]
+    groups = [Group(name, round(counts[name]), scale * ms, scale * ms / step_ms) for name, ms in times.items()]
     groups.sort(key=lambda group: -group.milliseconds)
     between = max(0.0, engine_ms - total)
     rest = ((BETWEEN, between), (OUTSIDE, step_ms - engine_ms))
@@ -208,7 +216,7 @@ def group_of(layer: Layer) -> str:
 
 def plot(path: Path, found: Profile) -> None:
     """The groups as bars, the longest first."""
-    groups = [group for group in found.groups if group.milliseconds > 0]
+    groups = sorted((group for group in found.groups if group.milliseconds > 0), key=lambda group: -group.milliseconds)
     figure = new_figure(1.2 + 0.3 * len(groups))
     axes = figure.subplots()
     places = range(len(groups))

@@ -3,6 +3,7 @@
     {"do": "open", "kind": K, ...}  -> {"seconds": s, ...}   see `OPENERS`
     {"do": "step", "velocity": P}   -> {"seconds": s}        one step; P: where to save its velocity (.npy)
     {"do": "turn"}                  -> {"seconds": s}        the time of a step, see `timed_steps.turn`
+    {"do": "account"}               -> {"int8_linears": n}   where the contender did not say it when it was opened
     {"do": "memory"}                -> {"rss_anon": bytes, "rss_file": bytes, "peak_rss": bytes}
     {"do": "quit"}                  -> {}
 
@@ -90,13 +91,14 @@ def open_torch(question: Mapping) -> tuple[Step, dict]:
 
 
 def open_peer(question: Mapping) -> tuple[Step, dict]:
-    """A step graph that another quantizer wrote. peer: its name; graph: the file; model: the checkpoint; reference: the
-    float bundle that it was made from, in whose pipeline it stands; the rest as in `open_bundle`.
+    """A step graph that another quantizer wrote. peer: its name; graph: the file; reference: a float bundle of its
+    backend, in whose pipeline it stands; linears: see `peers.step_linears`; the rest as in `open_bundle`.
+
+    How many Linears are int8 is told by `account`, which may compile once more: never while memory is measured.
     """
     import numpy as np
 
     from ..engines.bundle import Bundle
-    from ..exporters.checkpoint import Checkpoint
     from ..runtime.step_engine import StepEngine
     from .peers import PEERS, PeerPipeline, int8_linears, open_step
 
@@ -107,12 +109,12 @@ def open_peer(question: Mapping) -> tuple[Step, dict]:
     conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
     x, step = np.load(question["x"]), question["step"]
     call = {"x": x, **conditioning.at(step), **conditioning.constants}
-    linears = Checkpoint.open(question["model"]).linears
-    count = int8_linears(peer, graph, engine, linears, call)
     steps = StepEngine({"step": engine})
-    return lambda: steps.run(conditioning, step, x)["velocity"], {"int8_linears": count}
+    _ACCOUNTS.append(lambda: int8_linears(peer, graph, engine, question["linears"], call))
+    return lambda: steps.run(conditioning, step, x)["velocity"], {}
 
 
+_ACCOUNTS: list[Callable[[], int]] = []  # of the contender that is open, if it has one
 OPENERS = {"bundle": open_bundle, "torch": open_torch, "peer": open_peer}
 
 
@@ -139,6 +141,8 @@ def serve(questions: TextIO, answers: TextIO) -> None:
                 from .timed_steps import turn
 
                 answer["seconds"] = turn(step)
+            elif question["do"] == "account":
+                answer = {"int8_linears": _ACCOUNTS[-1]()} if _ACCOUNTS else {}
             elif question["do"] == "memory":
                 answer = asdict(memory_of())  # type: ignore[arg-type]
         except Exception as error:

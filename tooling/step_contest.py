@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError, last_line
@@ -61,7 +61,7 @@ class Rival:
 
     name: str
     kind: str
-    more: Mapping[str, str]
+    more: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,15 @@ def run_contest(
                 if isinstance(entry, Contender) or entry.name == BASELINE:
                     raise
                 say(f"left out: {last_line(error)}")
-                children.pop(entry.name)
+                children.pop(entry.name).__exit__()  # with all that it holds
                 continue
             opened[entry.name] = answer
             velocities[entry.name] = np.load(folder / "velocity.npy").astype(np.float64)
             after_step[entry.name] = child.memory()
         with watch("timing, rounds", rounds) as done:
             seconds = _rounds(children, rounds, done)
-        for child in children.values():
+        for name, child in children.items():
+            opened[name] |= child.ask("account")
             child.ask("quit")
     exact = velocities[BASELINE]
     rows = [

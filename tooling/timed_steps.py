@@ -46,15 +46,15 @@ def open_step_engine(
     return StepEngine(engines, bounds)
 
 
-SHORT = 0.05  # seconds: a turn repeats its step for at least so long
+SHORT, LONG = 0.05, 1.0  # seconds: a turn repeats its step for at least so long; one that takes longer is not repeated
 
 
 def turn(step: Callable[[], object]) -> float:
-    """Seconds of a step; a short one is the mean of several, behind one that is not counted."""
+    """Seconds of a step, behind one that is not counted, but for very long ones; of a short one the mean of several."""
     start = time.perf_counter()
     step()
     once = time.perf_counter() - start
-    if once > SHORT:
+    if once > LONG:
         return once
     start, calls = time.perf_counter(), 0
     while calls < 1 or time.perf_counter() - start < SHORT:

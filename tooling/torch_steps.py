@@ -76,11 +76,11 @@ def dit_step(
     variant = variant or Variant()
     kind = torch.bfloat16 if variant.bf16 else torch.float32
     quantized = _torchao(dit) if variant.torchao else 0
+    tables = dit.transformer.rotary_pos_emb.tables(inputs["x"].shape[-1] + 1)  # before its frequencies are rounded
     dit.to(kind)
     t = {name: torch.from_numpy(value).to(kind) for name, value in inputs.items()}
     pairs = [(t[f"context_k.{i}"], t[f"context_v.{i}"]) for i in range(dit.config.depth)]
     prepend = (t["global_embed"] + t["time_embed"])[:, None]
-    tables = dit.transformer.rotary_pos_emb.tables(t["x"].shape[-1] + 1)
     cos, sin = (table.to(kind) for table in tables)
     run = torch.compile(dit.step) if variant.compiled else dit.step
 
@@ -106,7 +106,7 @@ class _Fused(nn.Module):
 
 
 def _torchao(dit: DiffusionTransformer) -> int:
-    """Quantize the blocks' Linears that a step runs, in place, and count them."""
+    """Quantize the blocks' Linears that a step runs, in place, and count those that are."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     count = 0
@@ -115,9 +115,9 @@ def _torchao(dit: DiffusionTransformer) -> int:
         swiglu = block.ff.ff[0]
         assert isinstance(swiglu, SwiGLU)
         swiglu.proj = _Fused(swiglu.proj)  # type: ignore[assignment]
-        found = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-        count += len(found)
         quantize_(block, Int8DynamicActivationInt8WeightConfig())
+        linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        count += sum(type(linear.weight.data) is not Tensor for linear in linears)
     return count
 
 

@@ -39,8 +39,12 @@ def _code() -> bytes:
 
 
 def vnni_peak(threads: int, seconds: float = 0.3) -> float | None:
-    """int8 multiply-adds a second of so many threads at once; None where the CPU has no AVX-512 VNNI, or forbids it."""
-    if platform.machine() not in ("x86_64", "AMD64") or "avx512_vnni" not in cpu_flags():
+    """int8 multiply-adds a second of so many threads at once.
+
+    None where the CPU has no AVX-512 VNNI, or has AMX, whose tiles multiply more, or where the system forbids it.
+    """
+    flags = cpu_flags()
+    if platform.machine() not in ("x86_64", "AMD64") or "avx512_vnni" not in flags or "amx_int8" in flags:
         return None
     code = _code()
     try:

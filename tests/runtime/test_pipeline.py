@@ -12,7 +12,7 @@ import peers
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.runtime.denoiser import guide
-from dit_trt.runtime.pipeline import Pipeline, Settings
+from dit_trt.runtime.pipeline import Pipeline, Settings, batch_size
 from dit_trt.runtime.wav import write_wav
 
 SHORT = Settings(steps=6)
@@ -108,6 +108,16 @@ def test_clips_computed_at_once_equal_their_single_runs(tiny_sqs: Bundle, batch:
     for clip, single in zip(found, alone, strict=True):
         assert (clip.prompt, clip.seed) == (single.prompt, single.seed) and len(clip.step_seconds) == 6
         np.testing.assert_array_equal(clip.audio, single.audio)
+
+
+def test_batches_are_of_one_size() -> None:
+    assert [batch_size(*case) for case in ((9, 8), (5, 4), (8, 8), (3, 64), (1, 8), (0, 8))] == [5, 3, 8, 3, 1, 1]
+
+
+def test_a_conditioning_of_other_clips_is_refused(pipeline: Pipeline) -> None:
+    conditioning = pipeline.condition("dog", SHORT, 0.5)
+    with pytest.raises(ValueError, match="the conditioning is of 1 clips, not 2"):
+        pipeline.sample_batch(conditioning, SHORT, [1, 2])
 
 
 def test_a_batch_with_seeds_of_its_own(tiny_sqs: Bundle) -> None:

@@ -66,7 +66,7 @@ def contested(name, seconds, bundle=None, **more):
     memory = Memory(1, 2, 3)
     ratios = tuple(base / own for base, own in zip(seconds[BASELINE], seconds[name]))
     row = step_contest.Row(name, 1.0, 2.0, memory, memory, 0.25, more.get("int8"), tuple(seconds[name]), ratios)
-    return benching._row(row, seconds, bundle, more.get("backend"), 12)
+    return benching._row(row, seconds, bundle, more.get("backend"), 12 * ("backend" in more))
 
 
 def test_a_bundle_of_several_step_graphs_is_timed_in_the_right_one(tiny_float, tiny_grouped, tmp_path):
@@ -92,6 +92,7 @@ def test_a_peer_is_compared_with_sqs_of_its_backend():
     row = contested("NNCF", seconds, backend="openvino", int8=9)
     assert (row.over_sqs[0], row.linears, row.int8_linears, row.bundle_bytes) == (2.0, 12, 9, None)
     assert row.speedup[0] == 2.0
+    assert (contested("NNCF", seconds, backend="openvino").int8_linears, row.linears) == (0, 12)  # 0 of 12 is told
     assert contested(BASELINE, seconds).over_sqs is None
 
 
@@ -160,7 +161,8 @@ def test_a_compiled_step_is_the_same_step(torch_question, monkeypatch):
 def test_peers_are_contenders(tiny, home, monkeypatch):
     """Those that cannot are left out with the reason, the others timed; PyTorch's compiler is not tried here."""
     said = []
-    monkeypatch.setattr(benching, "VARIANTS", {BASELINE: None, "torch bf16": None, "no such": None})
+    plain = benching.VARIANTS[BASELINE]
+    monkeypatch.setattr(benching, "VARIANTS", {BASELINE: plain, "torch bf16": plain, "no such": plain})
     monkeypatch.setattr(benching, "PEERS", {name: benching.PEERS[name] for name in ("nncf-int8", "ort-dynamic")})
     report = bench(str(tiny), 1, 1, say=said.append, peers=True)
     names = [row.name for row in report.rows if row.name not in CONTENDERS]

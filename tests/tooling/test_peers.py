@@ -17,7 +17,16 @@ from dit_trt.engines.errors import UserError
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling import peers
-from dit_trt.tooling.peers import PEERS, Call, PeerPipeline, calibration_calls, int8_linears, make, open_step
+from dit_trt.tooling.peers import (
+    PEERS,
+    Call,
+    PeerPipeline,
+    calibration_calls,
+    int8_linears,
+    make,
+    open_step,
+    step_linears,
+)
 from peers import require
 
 PROMPTS = ["dog barking", "rain", "a cat"]
@@ -83,14 +92,14 @@ def test_onnx_runtimes(name: str, tiny_float: Bundle, calls: list[Call], tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == ["made.json", "step.onnx"]
     assert 1e-4 < error_of(step, name, tiny_float, calls) < 0.3
     engine = open_step(PEERS[name], step, tiny_float)
-    assert int8_linears(PEERS[name], step, engine, linears, calls[0]) == 12
+    assert int8_linears(PEERS[name], step, engine, step_linears(linears), calls[0]) == 12
     model = onnx.load(step)
     for node in model.graph.node:  # one part of one Linear in float: the account says so
         if node.op_type in ("MatMul", "MatMulInteger") and "layers.1.self_attn.to_qkv.k" in node.name:
             node.name = "another"
     onnx.save_model(model, step)
     engine = open_step(PEERS[name], step, tiny_float)
-    assert int8_linears(PEERS[name], step, engine, linears, calls[0]) == 11
+    assert int8_linears(PEERS[name], step, engine, step_linears(linears), calls[0]) == 11
 
 
 def test_what_is_made_is_kept(
@@ -127,7 +136,7 @@ def test_nncf(name: str, tiny_float: Bundle, calls: list[Call], tmp_path: Path) 
     engine = open_step(PEERS[name], step, tiny_float)
     # 4-bit weights run in int8 where OpenVINO quantizes their activations by itself.
     in_float = PEERS[name].dynamic and saturates("openvino")
-    assert int8_linears(PEERS[name], step, engine, linears, calls[0]) == (0 if in_float else 12)
+    assert int8_linears(PEERS[name], step, engine, step_linears(linears), calls[0]) == (0 if in_float else 12)
     float_step = peers.plain_graph(tiny_float.path("step.onnx"), tmp_path / "plain.onnx")
     exact = open_step(PEERS[name], float_step, tiny_float)
-    assert int8_linears(PEERS[name], float_step, exact, linears, calls[0]) == 0
+    assert int8_linears(PEERS[name], float_step, exact, step_linears(linears), calls[0]) == 0

@@ -51,6 +51,12 @@ def macs(bundle: Bundle) -> int:
     return 2 * (24 + 1) * 2 * (3 * d * d + d * d + d * d + d * d + 2 * d * inner + inner * d)
 
 
+def test_of_several_step_graphs_each_counts_for_its_steps(tiny_grouped: Bundle, tiny_float: Bundle) -> None:
+    found, plain = ({g.name: g for g in profile(each, 7, 1).groups} for each in (tiny_grouped, tiny_float))
+    assert found["ff.ff.2, float"].layers == plain["ff.ff.2, float"].layers == 2  # of either graph
+    assert sum(group.share for group in found.values()) == pytest.approx(1)
+
+
 def test_nothing_of_a_float_bundle_is_int8(tiny_float: Bundle) -> None:
     found = profile(tiny_float, 3, 1)
     assert found.int8_products is None
@@ -109,11 +115,12 @@ def test_the_loop_is_the_manuals_bytes() -> None:
 
 def test_the_peak_is_measured_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     found = vnni_peak.vnni_peak(1, 0.02)
-    assert (found is not None) == ("avx512_vnni" in cpu_flags())
+    assert (found is not None) == ("avx512_vnni" in cpu_flags() and "amx_int8" not in cpu_flags())
     if found is not None:
         assert found > 1e9  # no clock is that slow
-    monkeypatch.setattr(vnni_peak, "cpu_flags", lambda: frozenset({"avx2"}))
-    assert vnni_peak.vnni_peak(1) is None
+    for flags in ({"avx2"}, {"avx512_vnni", "amx_int8"}):
+        monkeypatch.setattr(vnni_peak, "cpu_flags", lambda flags=flags: frozenset(flags))
+        assert vnni_peak.vnni_peak(1) is None
     monkeypatch.setattr(vnni_peak.platform, "machine", lambda: "arm64")
     assert vnni_peak.vnni_peak(1) is None
 

@@ -21,6 +21,7 @@ def test_the_points() -> None:
     ]
     assert {each for each in found if each[0] > 1} == {(2, 256, 2), (4, 256, 2), (8, 256, 2)}
     assert (1, 1024, 1) in found and len(set(found)) == len(found)
+    assert [each[2] for each in settings_of(64, 12) if each[:2] == (1, 64)] == [12, 1, 2, 4, 8]
     assert min(latents for _, latents, _ in settings_of(8, 1)) == 2
 
 

@@ -17,7 +17,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("bundle", required=False, shell_complete=bundles)
-@click.option("--steps", type=click.IntRange(2, 1000), default=20, show_default=True, help="Steps that are averaged.")
+@click.option("--steps", type=click.IntRange(2, 999), default=20, show_default=True, help="Steps that are averaged.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: the backend's choice).")
 @click.option("--layers", is_flag=True, help="A row for every layer instead of one for every kind.")
 @click.option("--plot", metavar="FILE", help="Bars, as .png or .svg.")

@@ -24,7 +24,7 @@ from ...calib_data.reader import Caption
 from ...engines.errors import UserError
 from ...engines.home import flocked, flush, read_json, sha256, write_whole
 from ...runtime.pipeline import Clip as Made
-from ...runtime.pipeline import Pipeline
+from ...runtime.pipeline import Pipeline, batch_size
 from ...runtime.settings import Settings
 from ...runtime.wav import write_wav
 
@@ -34,7 +34,10 @@ FIELDS = {"id": str, "caption": str, "seed": int, "file": str}  # of an index, a
 
 @dataclass(frozen=True)
 class Clip:
-    """A finished clip. Its sampling took `seconds`, `step_ms` a step (median); None where its line was lost."""
+    """A finished clip. Its sampling took `seconds`, `step_ms` a step (median); None where its line was lost.
+
+    batch: how many were computed at once; of their time this is each one's share.
+    """
 
     id: str
     caption: str
@@ -43,6 +46,7 @@ class Clip:
     sha256: str
     seconds: float | None = None
     step_ms: float | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ def evaluation_folder(folder: Path, plan: Plan, bundles: Mapping[str, str]) -> I
     else, or when another process is at it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / PLAN).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than an evaluation; give --output another folder")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(flocked(folder, wait=False))
         except BlockingIOError:
             raise UserError(f"another process is generating into {folder}; wait for it") from None
-        for part in folder.glob(".*.tmp"):
+        for part in folder.glob(f".{PLAN}.*.tmp"):  # of a process that was killed
             part.unlink()
+        if not (folder / PLAN).is_file() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds something else than an evaluation; give --output another folder")
         known = read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
         wanted = plan.to_dict()
         for part, value in wanted.items():
@@ -150,13 +154,13 @@ class ClipFolder:
         return found
 
     def generate(self, pipeline: Pipeline, clips: Sequence[tuple[Caption, int]]) -> Iterator[Clip]:
-        """Make a batch of clips and enter each. They equal the single runs of their prompts and seeds exactly."""
+        """Make a batch of clips and enter each. On the CPU backends they equal the single runs of prompt and seed."""
         texts, seeds = [caption.text for caption, _ in clips], [seed for _, seed in clips]
         made = pipeline.generate(texts, self._plan.settings, self._plan.seconds, batch=len(clips), seeds=seeds)
         for (caption, _), clip in zip(clips, made):
-            yield self._enter(caption, clip)
+            yield self._enter(caption, clip, min(len(clips), pipeline.max_batch or len(clips)))
 
-    def _enter(self, caption: Caption, made: Made) -> Clip:
+    def _enter(self, caption: Caption, made: Made, batch: int) -> Clip:
         path = self._folder / f"{caption.id}.wav"
         write_wav(path, made.audio, made.sample_rate)
         flush(path)
@@ -169,6 +173,7 @@ class ClipFolder:
             sha256(path),
             round(sum(step), 4),
             round(1000 * statistics.median(step), 3),
+            batch,
         )
         with (self._folder / INDEX).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(clip)) + "\n")
@@ -196,13 +201,14 @@ def generate_all(
     done(count)
     opened: dict[str, Pipeline] = {}
     missing = {name: [clip for clip in plan.clips if clip[0].id not in each.finished] for name, each in folders.items()}
-    turns = [(begin, name) for name, clips in missing.items() for begin in range(0, len(clips), batch)]
+    sizes = {name: batch_size(len(clips), batch) for name, clips in missing.items()}
+    turns = [(begin, name) for name, clips in missing.items() for begin in range(0, len(clips), sizes[name])]
     for begin, name in turns if one_by_one else sorted(turns, key=lambda turn: turn[0]):
         if name not in opened:
             if one_by_one:
                 opened.clear()
             opened[name] = pipelines[name]()
-        for _ in folders[name].generate(opened[name], missing[name][begin : begin + batch]):
+        for _ in folders[name].generate(opened[name], missing[name][begin : begin + sizes[name]]):
             count += 1
             done(count)
     order = [caption.id for caption, _ in plan.clips]

@@ -198,8 +198,8 @@ def _row(
     velocity: tuple[float | None, float | None],
 ) -> Row:
     times = [clip.seconds for clip in clips if clip.seconds is not None]
-    base = {clip.id: clip.seconds for clip in fp32}
-    ratios = [a / b.seconds for b in clips if b.seconds is not None and (a := base[b.id]) is not None]
+    base = {(clip.id, clip.batch): clip.seconds for clip in fp32}  # of other batches no ratio is taken
+    ratios = [a / b.seconds for b in clips if b.seconds is not None and (a := base.get((b.id, b.batch))) is not None]
     steps = [entry["bytes"] for file, entry in bundle.manifest["files"].items() if file.startswith("step")]
     return Row(
         name,

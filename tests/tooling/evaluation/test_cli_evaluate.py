@@ -20,7 +20,7 @@ from dit_trt.engines.manifest import write_manifest
 
 CAPTIONS = "id,caption\na,dog barking\nb,rain\nc,a cat meows\nd,a bell\n"
 QUICK = ("--steps", 2, "--seconds", 0.45, "--velocity-clips", 1)
-KILLS = 14
+KILLS = 24
 
 
 @pytest.fixture

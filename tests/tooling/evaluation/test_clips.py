@@ -70,6 +70,7 @@ def test_clips_made_at_once_are_the_same_bytes(pipelines: dict, tmp_path: Path, 
     shutil.copy(tmp_path / "a" / "sqs" / "91-2.wav", tmp_path / "b" / "sqs")  # one is there already
     batches = generate_all(pipelines, tmp_path / "b", plan, counts.append, one_by_one, batch=4)
     assert counts == list(range(1, 13))
+    assert [clip.batch for clip in batches["fp32"]] == [3] * 6  # two threes, not four and two
     for name in pipelines:
         assert [(c.id, c.seed, c.sha256) for c in batches[name]] == [(c.id, c.seed, c.sha256) for c in alone[name]]
 
@@ -98,7 +99,7 @@ def test_a_clip_without_its_line_gets_it(finished: Path, cut: int) -> None:
     (finished / "sqs" / ".abc.wav.tmp").write_bytes(b"half")
     clips = generate_all({"sqs": refuse}, finished, PLAN)["sqs"]
     assert [clip.id for clip in clips] == ["91", "b-2"] and clips == read_clips(finished / "sqs")
-    assert asdict(clips[1]) == {**json.loads(second), "seconds": None, "step_ms": None}
+    assert asdict(clips[1]) == {**json.loads(second), "seconds": None, "step_ms": None, "batch": None}
     assert sorted(file.name for file in (finished / "sqs").iterdir()) == ["91.wav", "b-2.wav", "clips.jsonl"]
 
 
@@ -143,6 +144,13 @@ def test_a_folder_is_for_one_plan_and_one_build_of_each_bundle(tmp_path: Path) -
         evaluation_folder(tmp_path, PLAN, {"sqs": "d3"}),
     ):
         pass
+
+
+def test_what_a_killed_process_left_of_its_plan_is_no_stranger(tmp_path: Path) -> None:
+    (tmp_path / ".evaluation.json.17.tmp").write_text('{"cap')
+    with evaluation_folder(tmp_path, PLAN, {}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
