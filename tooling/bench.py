@@ -13,7 +13,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ from . import step_contest
 from .contents import bundle_parts
 from .intervals import median_interval
 from .peers import PEERS, calibration_calls, make, step_linears
-from .process_memory import Memory
+from .process_memory import PROGRAM, Memory
 from .recipe import Recipe
 from .step_contest import BASELINE, Contender, Rival, Task, run_contest
 from .synthetic_checkpoint import SHAPES, write_checkpoint
@@ -59,7 +58,7 @@ class Row:
 
     over_sqs: its time over that of SQS on the same backend, likewise. relative_error: of the velocity, ||v - v_fp32|| /
     ||v_fp32|| over both halves; linears: int8 of those asked for. first_seconds: its first step, with what it compiles.
-    memory: of its process, after that.
+    memory: of its process, after that: allocated, and the most of it and of mapped files together so far.
     """
 
     name: str
@@ -77,11 +76,14 @@ class Row:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds from process start to the WAV, 100 steps: the first run (compiles) and the median of later ones."""
+    """Seconds from process start to the WAV, 100 steps: the first run (compiles) and the median of later ones; and the
+    median to the end of a later run's first step.
+    """
 
     backend: str
     first: float
     later: float
+    first_step: float
 
 
 @dataclass(frozen=True)
@@ -295,21 +297,23 @@ def _folder(shape: str, checkpoint: Checkpoint) -> Path:
 
 def cold_start(bundle: Bundle, runs: int = 3) -> ColdStart:
     """Whole processes of `dit-trt run`, the first with no compiled blobs in its home."""
-    seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from dit_trt.tooling.cli import main; main(prog_name='dit-trt')"]
         arguments = ["run", PROMPT, "--bundle", str(bundle.folder), "--output", str(Path(folder) / "clip.wav")]
-        for _ in range(1 + runs):
+
+        def seconds(*more: str) -> float:
             start = time.perf_counter()
             subprocess.run(
-                command + arguments,
+                [*PROGRAM, *arguments, *more],
                 check=True,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "DIT_TRT_HOME": folder},
             )
-            seconds.append(time.perf_counter() - start)
-    return ColdStart(bundle.backend, seconds[0], statistics.median(seconds[1:]))
+            return time.perf_counter() - start
+
+        first = seconds()
+        later = [(seconds(), seconds("--stop-after", "1")) for _ in range(runs)]
+    return ColdStart(bundle.backend, first, *(statistics.median(times) for times in zip(*later)))
 
 
 def machine() -> str:
@@ -338,7 +342,7 @@ def markdown(report: Report) -> str:
         f"**{report.shape}**: {report.inputs}, {report.threads} threads, {report.rounds} interleaved rounds",
         "",
         f"| | step, ms (p10-p90) | times {BASELINE}'s speed (95 %) | time over SQS (95 %) | relative error "
-        "| Linears in int8 | bundle | step graph | first step, s | memory, MB |",
+        "| Linears in int8 | bundle | step graph | first step, s | memory, MB (peak) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report.rows:
@@ -347,14 +351,15 @@ def markdown(report: Report) -> str:
             f"| {'' if row.over_sqs is None else _range(row.over_sqs, '{:.3f}')} "
             f"| {row.relative_error:.2g} | {row.int8_linears} of {row.linears} "
             f"| {_megabytes(row.bundle_bytes)} | {_megabytes(row.step_graph_bytes)} "
-            f"| {row.first_seconds:.2g} | {row.memory.rss_anon / 1e6:,.0f} |"
+            f"| {row.first_seconds:.2g} | {row.memory.rss_anon / 1e6:,.0f} ({row.memory.peak_rss / 1e6:,.0f}) |"
         )
     _, low, high = report.rows[0].step_ms
     if report.rounds < 5 or high > 1.5 * low:
         why = f"{report.rounds} rounds" if report.rounds < 5 else f"{BASELINE} took {low:.0f} to {high:.0f} ms"
         lines += ["", f"Read with care: {why}; run it again on an idle machine, with more rounds."]
     for start in report.cold_starts:
-        lines += ["", f"{start.backend}: process start to WAV {start.later:.1f} s ({start.first:.1f} s the first time)"]
+        wav = f"to WAV {start.later:.1f} s ({start.first:.1f} s the first time)"
+        lines += ["", f"{start.backend}: process start {wav}, to the end of the first step {start.first_step:.2f} s"]
     return "\n".join(lines)
 
 

@@ -7,7 +7,8 @@ a tokenizer beside them (`text_encoder/`, `tokenizer/`, as diffusers lays them o
 the same in small. They are written one tensor at a time.
 
 `sao-block` is one block of Stable Audio Open 1.0 at its own width and length (D 1536, 24 heads, 12 key/value heads,
-1024 latents + 1 token, 130 context tokens) with a text encoder and decoder of the demo's kinds. Weights are normal
+1024 latents + 1 token, 130 context tokens) with a text encoder and decoder of the demo's kinds; `sao-dit` has all 24
+blocks (2.1 GB). Weights are normal
 with the variance that keeps activations in range; norms and the SwiGLU have loud channels, as trained transformers do,
 so that quantizing them is not easier than the real thing. Nothing any of them makes of a prompt is sound.
 """
@@ -88,7 +89,7 @@ def _stable_audio_open(depth: int) -> dict:
     }
 
 
-SHAPES = {"sao-block": _stable_audio_open(1)}  # what `bench` makes for itself
+SHAPES = {"sao-block": _stable_audio_open(1), "sao-dit": _stable_audio_open(24)}  # what `bench` makes for itself
 LICENSE = """\
 Synthetic weights, drawn by dit-trt from a seed. They have the names and sizes of a published model's tensors, nothing
 of its contents, and make no sound of a prompt. CC0 1.0: do with them what you like.
@@ -197,7 +198,7 @@ def _t5_tokenizer() -> Tokenizer:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @dit_command
 def command(shape: str, folder: str, seed: int) -> dict:
-    """Write the checkpoint of SHAPE (sao, sao-small, sao-tiny, sao-small-tiny, sao-block) into FOLDER.
+    """Write the checkpoint of SHAPE (sao, sao-small, sao-tiny, sao-small-tiny, sao-block, sao-dit) into FOLDER.
 
     sao takes 5.3 GB of disk, sao-small 2.5.
     """

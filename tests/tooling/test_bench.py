@@ -228,12 +228,12 @@ def test_the_table_has_a_line_for_each(report):
 
 def test_cold_starts_are_whole_processes(report):
     assert [start.backend for start in report.cold_starts] == ["openvino", "onnxruntime"]
-    assert all(start.first > 0.2 and start.later > 0.2 for start in report.cold_starts)
+    assert all(start.first > 0.2 and min(start.later, start.first_step) > 0.2 for start in report.cold_starts)
 
 
 def test_the_command(tiny, report, tmp_path, monkeypatch, home):
     before = files_in(home / "bundles")
-    monkeypatch.setattr(benching, "cold_start", lambda bundle: benching.ColdStart(bundle.backend, 2.0, 1.0))
+    monkeypatch.setattr(benching, "cold_start", lambda bundle: benching.ColdStart(bundle.backend, 2.0, 1.0, 0.5))
     result = invoke(
         "bench", "--shape", tiny, "--rounds", 1, "--threads", 1, "--output", tmp_path / "results.md", "--json"
     )

@@ -239,7 +239,7 @@ def test_the_command(tmp_path):
     key = "model.model.transformer.project_in.weight"
     spec = next(spec for spec in model_tensors(MODELS["sao-tiny"]) if spec.name == key)
     assert torch.equal(load_file(tmp_path / "it" / "model.safetensors")[key], draw(spec, 5))
-    with pytest.raises(UserError, match=r"unknown shape 'huge' \(one of: sao-block, sao, sao-small, sao-tiny"):
+    with pytest.raises(UserError, match=r"unknown shape 'huge' \(one of: sao-block, sao-dit, sao, sao-small, sao-tiny"):
         write_checkpoint("huge", tmp_path / "huge")
     assert not (tmp_path / "huge").exists()
 
