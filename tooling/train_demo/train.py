@@ -1,6 +1,6 @@
 """Train the demo's DiT on the CPU: packages of recordings in, `models/demo`'s weights out.
 
-python -m dit_trt.tooling.train_demo.corpus --assets assets               # download, 24 MB
+python -m dit_trt.tooling.train_demo.corpus --assets assets               # download, 550 MB
 python -m dit_trt.tooling.train_demo.train --assets assets --run run      # 60 minutes on 2 cores
 python -m dit_trt.tooling.train_demo.export --assets assets --run run --out models/demo
 """
@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from ...exporters.conditioners import MultiConditioner
 from ...exporters.dit import DiffusionTransformer, DiTConfig
-from .captions import caption
+from .captions import caption, pair_caption
 from .corpus import CLASSES, load
-from .pool import DOG_WEIGHT, build_latents
+from .pool import build_latents
 from .text import base_table, tokenizer_json
 
 MODEL_CONFIG = Path(__file__).parents[2] / "models" / "demo" / "model_config.json"
-CLIPS_PER_CLASS = 240
+CLIPS = 40_000
 LEARNING_RATE = 6e-4
 WARMUP = 300
 EMA_DECAY = 0.999
@@ -74,19 +74,19 @@ class Batches:
     def __init__(self, pool: dict[str, np.ndarray], tokenizer: Tokenizer, max_length: int, batch: int):
         self.latents = torch.from_numpy(pool["latents"])
         self.seconds = torch.from_numpy(pool["seconds"])
-        self.labels = pool["labels"]
-        self.clips = [np.flatnonzero(self.labels == index) for index in range(len(CLASSES))]
-        weights = np.array([DOG_WEIGHT if name == "dog" else 1 for name in CLASSES], float)
-        self.weights = weights / weights.sum()
+        self.first, self.second = pool["first"], pool["second"]
         self.encode = lambda text: tokenize(tokenizer, text, max_length)
         self.batch = batch
         self.rng, self.words = np.random.default_rng(), random.Random()
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        labels = self.rng.choice(len(CLASSES), self.batch, p=self.weights)
-        clips = [self.rng.choice(self.clips[label]) for label in labels]
-        ids, mask = zip(*(self.encode(caption(CLASSES[label], self.words)) for label in labels))
+        clips = self.rng.integers(len(self.first), size=self.batch)
+        ids, mask = zip(*(self.encode(self.caption(clip)) for clip in clips))
         return self.latents[clips].float(), torch.tensor(ids), torch.tensor(mask), self.seconds[clips]
+
+    def caption(self, clip: int) -> str:
+        first, second = CLASSES[self.first[clip]], self.second[clip]
+        return caption(first, self.words) if second < 0 else pair_caption(first, CLASSES[second], self.words)
 
 
 def tokenize(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], list[int]]:
@@ -109,7 +109,7 @@ def load_run(assets: Path, run: Path) -> tuple[dict, DemoModel, Tokenizer, dict[
     path = run / "pool.npz"
     if not path.exists():
         run.mkdir(parents=True, exist_ok=True)
-        np.savez(path, allow_pickle=False, **build_latents(load(assets), CLIPS_PER_CLASS, 0.985, (64, 96, 128)))
+        np.savez(path, allow_pickle=False, **build_latents(load(assets), CLIPS))
     with np.load(path) as archive:
         pool = dict(archive)
     if pool["latents"].shape[1] != channels:
