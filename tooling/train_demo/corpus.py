@@ -106,6 +106,7 @@ SONIC_PI_FILES = {
 """Files in sonic-pi-samples, each CC0 by its copyright file."""
 
 CLONK_FILES = {
+    "dog": ["Animals.ocg/Wipf.ocg/Aroof.wav"],
     "bird": ["Environment.ocg/BirdsLoop.ogg"],
     "thunder": [f"Environment.ocg/Lightning.ocg/Thunder{n}.ogg" for n in range(1, 6)],
     "wind": ["Environment.ocg/WindLoop.ogg"],

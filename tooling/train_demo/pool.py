@@ -2,7 +2,7 @@
 
     python -m dit_trt.tooling.train_demo.pool --recordings recordings.npz --output pool.npz --clips 40000
 
-There are 161 recordings; variety comes from pitch and speed (+-0.2 octave), timing, repeats, melodies and
+There are 162 recordings; variety comes from pitch and speed (+-0.2 octave), timing, repeats, melodies and
 rhythms, gain and tilt. A fifth of the clips are two sounds at once. A clip depends on its index and the seed only.
 """
 
@@ -212,7 +212,8 @@ def render(label: str, recordings: list[Recording], length: int, rng: np.random.
         return beat(recordings, length, rng, stretch)
     if label in INSTRUMENTS:
         return melody(label, recordings, length, rng, stretch)
-    recording = recordings[rng.integers(len(recordings))]
+    weights = np.sqrt([len(each.audio) for each in recordings])  # longer ones hold more calls
+    recording = recordings[rng.choice(len(recordings), p=weights / weights.sum())]
     sounds = [stretch(sound) for sound in events(recording)]
     if label == "telephone" and len(recording.audio) < SAMPLE_RATE:
         return ringing(sounds[0], length, rng)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...runtime.griffin_lim import griffin_lim
 from .captions import PROMPTS
-from .features import CLIP, HOP, N_FFT, SAMPLE_RATE, decode_magnitude
+from .features import CLIP, FRAMES_PER_LATENT, HOP, N_FFT, SAMPLE_RATE, decode_magnitude
 from .train import DemoModel, load_run, tokenize
 
 
@@ -36,7 +36,7 @@ def generate(
     cfg: float = 7,
     steps: int = 100,
 ) -> Tensor:
-    """DPM-Solver++(2M) -> latents [batch, C, 64]."""
+    """DPM-Solver++(2M) -> latents [batch, C, 88]."""
     context, global_embed = model.condition(ids, mask, seconds)
     context = torch.cat((context, torch.zeros_like(context)))
     global_embed = global_embed.repeat(2, 1)
@@ -48,7 +48,7 @@ def generate(
         return x / norm**2 - sigma / norm * (without + (with_text - without) * cfg)
 
     sigmas = polyexponential(steps)
-    shape = (model.dit.config.io_channels, 64)
+    shape = (model.dit.config.io_channels, CLIP // (HOP * FRAMES_PER_LATENT))
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]) * sigmas[0]
     previous, last_h = None, torch.zeros(())
     for sigma, following in pairwise(sigmas):
