@@ -1,8 +1,8 @@
 """Train the demo's DiT, on an NVIDIA GPU where one is: a pool of clips in, a checkpoint out.
 
-python -m dit_trt.tooling.train_demo.corpus --assets assets                     # download the recordings
-python -m dit_trt.tooling.train_demo.pool --assets assets --output pool.npz     # augmented clips as latents
-python -m dit_trt.tooling.train_demo.train --assets assets --pool pool.npz --run run --seconds 480
+python -m dit_trt.tooling.train_demo.corpus --assets assets --pack recordings.npz
+python -m dit_trt.tooling.train_demo.pool --recordings recordings.npz --output pool.npz --clips 30000
+python -m dit_trt.tooling.train_demo.train --assets assets --pool pool.npz --run run --seconds 415
 python -m dit_trt.tooling.train_demo.export --assets assets --pool pool.npz --run run --out models/demo
 
 The length is a time, not a number of steps: the learning rate falls to nothing at its end, however fast the machine is.
@@ -16,7 +16,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,21 +129,18 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Trainer:
-    """One model, its optimizer and the running mean of its weights. On a GPU a step is one captured CUDA graph."""
+    """One model, its optimizer and the running mean of its weights; on a GPU in bfloat16 where that does no harm."""
 
-    def __init__(self, model: DemoModel, clips: Clips, captures: bool = True):
+    def __init__(self, model: DemoModel, clips: Clips):
         self.model, self.clips = model, clips
         self.ema = copy.deepcopy(model).requires_grad_(False)
         self.kind = clips.device.partition(":")[0]
-        self.cuda = self.kind == "cuda"
-        self.captures = self.cuda and captures
         self.rate = torch.tensor(0.0, device=clips.device)
         self.loss = torch.zeros((), device=clips.device)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True, capturable=self.cuda
+            model.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         self.step = 0
-        self._replay: Callable[[], object] | None = None
         for module in model.modules():
             if isinstance(module, FourierFeatures | NumberConditioner):
                 in_float32(module, self.kind)
@@ -153,34 +149,19 @@ class Trainer:
 
     def advance(self, rate: float) -> None:
         self.rate.fill_(rate)
-        if self.captures and self._replay is None and self.step >= 3:
-            self._replay = self._captured()
-        (self._replay or self._update)()
+        self._update()
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
         self.step += 1
 
     def _update(self) -> None:
-        self.optimizer.zero_grad(set_to_none=False)
-        with torch.autocast(self.kind, torch.bfloat16, self.cuda, cache_enabled=False):
+        self.optimizer.zero_grad()
+        with torch.autocast(self.kind, torch.bfloat16, self.kind == "cuda"):
             loss = velocity_loss(self.model, *self.clips.draw())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.loss.copy_(loss.detach())
-
-    def _captured(self) -> Callable[[], object]:
-        """The update as one launch: its hundreds of small kernels would otherwise wait for Python."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._update()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._update()
-        return graph.replay
+        self.loss = loss.detach()
 
     def state(self, seconds: float) -> dict:
         parts = {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
@@ -225,7 +206,7 @@ def train(args: argparse.Namespace) -> None:
     max_length = model_config["model"]["conditioning"]["configs"][0]["config"]["max_length"]
     tokenizer = Tokenizer.from_str(tokenizer_json(args.assets))
     clips = Clips(pool, tokenizer, max_length, args.batch, args.seed, args.device)
-    trainer = Trainer(DemoModel(model_config, base_table(args.assets)).to(args.device), clips, not args.eager)
+    trainer = Trainer(DemoModel(model_config, base_table(args.assets)).to(args.device), clips)
     args.run.mkdir(parents=True, exist_ok=True)
     before = 0.0
     if args.resume:
@@ -259,12 +240,11 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True, help="folder of the downloaded packages")
     parser.add_argument("--pool", type=Path, required=True, help="what train_demo.pool wrote")
     parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--seconds", type=float, default=480, help="how long; 480 are for a data centre's GPU")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=415, help="how long; 415 are for a data centre's GPU")
+    parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--eager", action="store_true", help="on a GPU, without a CUDA graph")
     parser.add_argument("--resume", action="store_true")
     train(parser.parse_args())
 
