@@ -23,6 +23,7 @@ from .tensorrt_build import CURRENT, PlanOptions, Say, build_plan, check_targets
 from .tensorrt_kernels import KernelCache
 
 PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for compute capability 8.0 and later
+RTX_GPUS, RTX_FROM = ("7.5", "8.0", "8.6", "8.9"), 12  # compute capabilities that TensorRT-RTX runs on
 STEP_INPUT = "x"  # of the step graph, [batch, channels, latents]
 
 
@@ -36,7 +37,7 @@ def unbuildable() -> str | None:
 
 def unusable() -> str | None:
     """Why nothing can run with it here."""
-    return unbuildable() or _no_gpu()
+    return unbuildable() or _no_gpu() or _too_foreign()
 
 
 def _no_gpu() -> str | None:
@@ -46,6 +47,15 @@ def _no_gpu() -> str | None:
         return "no NVIDIA GPU is there, or no driver for it; run the bundle where one is, or build for another backend"
     except RuntimeError as error:
         return str(error)
+
+
+def _too_foreign() -> str | None:
+    """Why TensorRT-RTX runs on none of the GPUs here. On an H200 it opens no plan, its own target or not."""
+    found = [cuda.compute_capability(i) for i in range(cuda.device_count())] if tensorrt_api.is_rtx() else []
+    if not found or any(each in RTX_GPUS or int(each.partition(".")[0]) >= RTX_FROM for each in found):
+        return None
+    known = f"{', '.join(RTX_GPUS)} and {RTX_FROM}.0 and later"
+    return f"TensorRT-RTX runs on compute capability {known}, the GPU here has {found[0]}: install tensorrt"
 
 
 def runtime_version() -> str:

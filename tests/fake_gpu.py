@@ -85,7 +85,7 @@ class FakeCuda:
         return (0 if device < DEVICES else 101,)
 
     def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple:
-        return 0, {75: 9, 76: 0}[attribute]
+        return 0, {75: 8, 76: 9}[attribute]
 
     def cudaMalloc(self, size: int) -> tuple:
         assert all(collected is None for collected in self.streams.values()), "no allocation while capturing"

@@ -197,7 +197,7 @@ def test_what_tensorrt_timed_is_kept_for_the_next_build(
 ) -> None:
     opened(bundles["fp16"])
     kept = list((tmp_path / "home" / "compiled").glob("*.timing"))
-    assert [file.name for file in kept] == (["TensorRT 1.7.1.116 for sm90.timing"] if gpu.full else [])
+    assert [file.name for file in kept] == (["TensorRT 1.7.1.116 for sm89.timing"] if gpu.full else [])
     if gpu.full:
         assert kept[0].stat().st_size > 0
         kept[0].write_bytes(b"damaged")
@@ -215,7 +215,7 @@ def test_a_plan_of_another_version_needs_a_word(
     monkeypatch.setattr(tensorrt_api, "version", lambda: f"{product} 99.1")
     with pytest.raises(StalePlanError) as error:
         opened(bundles["fp16"])
-    target = "sm90" if gpu.full else "portable"
+    target = "sm89" if gpu.full else "portable"
     assert str(error.value) == (
         f"the plan of decoder.onnx is one of {product}-1.7.1.116 for {target}; here is {product}-99.1 for {target}: "
         "build it anew with --rebuild"
@@ -343,6 +343,33 @@ def test_without_a_gpu_it_builds_and_does_not_run(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tensorrt_api, "is_rtx", lambda: False)
     with pytest.raises(UserError, match=r"^the backend tensorrt cannot build here: no NVIDIA GPU is there, "):
         choose_backend("tensorrt", to_build=True)
+
+
+@pytest.mark.parametrize(
+    ("rtx", "capabilities", "runs"),
+    [
+        (True, ["9.0"], False),
+        (True, ["10.0", "9.0"], False),
+        (True, ["9.0", "8.9"], True),
+        (True, ["12.1"], True),
+        (True, ["13.0"], True),
+        (False, ["9.0"], True),
+    ],
+)
+def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, rtx: bool, capabilities: list[str], runs: bool
+) -> None:
+    """As an H200 answered: no plan opens there. Another backend is chosen, and the reason names what runs."""
+    monkeypatch.setattr(cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(cuda, "compute_capability", lambda device: capabilities[device])
+    monkeypatch.setattr(tensorrt_api, "is_rtx", lambda: rtx)
+    if runs:
+        assert tensorrt.unusable() is None
+        return
+    assert choose_backend("auto") != "tensorrt"
+    reason = rf"runs on compute capability 7.5, .* and 12.0 and later, the GPU here has {capabilities[0]}: install tens"
+    with pytest.raises(UserError, match=reason):
+        choose_backend("tensorrt")
 
 
 def test_without_either_package_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

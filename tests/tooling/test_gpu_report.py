@@ -16,7 +16,7 @@ from graphs import random_inputs, shapes_of
 
 from dit_trt.engines import tensorrt
 from dit_trt.engines.onnxruntime import ONNXRuntimeEngine
-from dit_trt.tooling import gpu_gemm, gpu_report
+from dit_trt.tooling import gpu_gemm, gpu_report, gpu_torch
 from dit_trt.tooling.gpu_report import Report, command, reference_engine
 from dit_trt.tooling.gpu_table import markdown
 from dit_trt.tooling.workflow import CalibrationOptions
@@ -52,7 +52,7 @@ def test_a_report(gpu: FakeGPU, tiny: Path, tmp_path: Path, monkeypatch: pytest.
 
     found = json.loads(invoke(*arguments, "--output", tmp_path / "all.md", "--json").splitlines()[-1])
     [report] = found["reports"]
-    assert report["gpu"] == "Stand-in" and report["compute_capability"] == "9.0" and report["driver_cuda"] == "13.1"
+    assert report["gpu"] == "Stand-in" and report["compute_capability"] == "8.9" and report["driver_cuda"] == "13.1"
     for name, row in report["rows"].items():
         assert row["cosine"] > 0.999 and row["largest_error"] < 0.2, (name, row)  # ONNX Runtime against itself
         assert len(row["step_ms"]) == len(row["launch_ms"]) == 3
@@ -62,7 +62,7 @@ def test_a_report(gpu: FakeGPU, tiny: Path, tmp_path: Path, monkeypatch: pytest.
     text = (tmp_path / "all.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(table) == 4 and all(line.count("|") == table[0].count("|") for line in table)
-    assert "Stand-in, compute capability 9.0" in text and "TensorRT-RTX" in text
+    assert "Stand-in, compute capability 8.9" in text and "TensorRT-RTX" in text
 
     built = len(gpu.builds)
     again = json.loads(invoke(*arguments, "--output", tmp_path / "again.md", "--json").splitlines()[-1])
@@ -141,8 +141,9 @@ def test_all_three_compute_the_same_product() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_products_without_a_gpu_are_one_line() -> None:
-    result = CliRunner().invoke(gpu_gemm.command, [])
-    assert result.exit_code == 1 and result.output.startswith("Error: PyTorch sees no NVIDIA GPU here")
+    for command in (gpu_gemm.command, gpu_torch.command):
+        result = CliRunner().invoke(command, [])
+        assert result.exit_code == 1 and result.output.startswith("Error: PyTorch sees no NVIDIA GPU here")
 
 
 def test_a_branch_in_bfloat16_is_what_onnx_runtime_computes_in_float32(
