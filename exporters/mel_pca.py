@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +38,27 @@ class MelPcaDecoder(nn.Module):
 
         Raises KeyError or ValueError for a size it needs, here or when the sound is made.
         """
-        for name in ("latent_dim", "n_fft", "n_mels", "frames_per_latent", "hop_length", "griffin_lim_iterations"):
-            if type(config[name]) is not int or not 0 < config[name] < 2**20:
-                raise ValueError(f"{name} {config[name]!r} (a positive integer)")
-        return cls(config["latent_dim"], config["n_fft"], config["n_mels"], config["frames_per_latent"])
+        sizes = ("latent_dim", "n_fft", "n_mels", "frames_per_latent")
+        positive_sizes(config, (*sizes, "hop_length", "griffin_lim_iterations"))
+        return cls(*(config[name] for name in sizes))
 
     def forward(self, latents: Tensor) -> Tensor:
         """latents [batch, latent_dim, L] -> magnitude >= 0 [batch, n_fft / 2 + 1, frames_per_latent * L]."""
+        return (self.mel(self.log_mel(latents)) @ self.mel_inverse.T).transpose(1, 2)
+
+    def log_mel(self, latents: Tensor) -> Tensor:
+        """latents [batch, latent_dim, L] -> log-mel frames [batch, frames_per_latent * L, n_mels], clamped."""
         rows = latents.transpose(1, 2) * self.scale @ self.components + self.mean
         log_mel = rows.unflatten(2, (self.frames_per_latent, self.n_mels)).flatten(1, 2)
-        low, high = self.log_range[0], self.log_range[1]
-        mel = torch.minimum(torch.maximum(log_mel, low), high).exp() - low.exp()
-        return (mel @ self.mel_inverse.T).transpose(1, 2)
+        return torch.minimum(torch.maximum(log_mel, self.log_range[0]), self.log_range[1])
+
+    def mel(self, log_mel: Tensor) -> Tensor:
+        """Mean magnitudes >= 0 of the bands, the floor taken off."""
+        return log_mel.exp() - self.log_range[0].exp()
+
+
+def positive_sizes(config: Mapping, names: Iterable[str]) -> None:
+    """Raises KeyError or ValueError unless each of `names` is a positive integer in `config`."""
+    for name in names:
+        if type(config[name]) is not int or not 0 < config[name] < 2**20:
+            raise ValueError(f"{name} {config[name]!r} (a positive integer)")
