@@ -127,7 +127,7 @@ class Training:
         d = self.decoder
         exact = self.features.latents(self.features.log_mel(audio), d.components, d.mean, d.scale)
         level = torch.rand(len(audio), 1, 1, device=self.device) * MOST_NOISE
-        level[::2] = 0
+        level[::2].zero_()
         return exact + level * self.noise[:, None] * torch.randn_like(exact)
 
     def sound(self, decoder: MelVocoder, latents: Tensor) -> Tensor:
