@@ -128,11 +128,14 @@ def _are_falling(value: object) -> bool:
     return all(above > below for above, below in itertools.pairwise(ends))
 
 
+# What the runtime needs to make sound of what a decoder graph makes.
+_SOUND_SIZES = {"mel_pca": ("n_fft", "hop_length", "griffin_lim_iterations"), "mel_vocoder": ("n_fft", "hop_length")}
+
+
 def _is_pretransform(value: object) -> bool:
     if not (isinstance(value, dict) and _is_text(value.get("type")) and isinstance(value.get("config"), dict)):
         return False
-    needed = ("n_fft", "hop_length", "griffin_lim_iterations") if value["type"] == "mel_pca" else ()
-    return all(_is_size(value["config"].get(name)) for name in needed)
+    return all(_is_size(value["config"].get(name)) for name in _SOUND_SIZES.get(value["type"], ()))
 
 
 def _is_plan(value: object) -> bool:

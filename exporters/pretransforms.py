@@ -8,11 +8,16 @@ from torch import nn
 
 from ..engines.errors import UserError
 from .mel_pca import MelPcaDecoder
+from .mel_vocoder import MelVocoder
 from .oobleck import DecoderGraph, EncoderGraph, OobleckConfig
 
 
 def _mel_pca(pretransform: Mapping) -> nn.Module:
     return MelPcaDecoder.from_config(dict(pretransform["config"]))
+
+
+def _mel_vocoder(pretransform: Mapping) -> nn.Module:
+    return MelVocoder.from_config(dict(pretransform["config"]))
 
 
 def _oobleck_decoder(pretransform: Mapping) -> nn.Module:
@@ -24,7 +29,7 @@ def _oobleck_encoder(pretransform: Mapping) -> nn.Module:
 
 
 Make = Callable[[Mapping], nn.Module]
-DECODERS: dict[str, Make] = {"mel_pca": _mel_pca, "autoencoder": _oobleck_decoder}
+DECODERS: dict[str, Make] = {"mel_pca": _mel_pca, "mel_vocoder": _mel_vocoder, "autoencoder": _oobleck_decoder}
 ENCODERS: dict[str, Make] = {"autoencoder": _oobleck_encoder}
 
 

@@ -18,7 +18,7 @@ from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError, last_line
 from ..engines.manifest import SCALES, step_graphs
 from .denoiser import GuidedDenoiser, Observer
-from .griffin_lim import griffin_lim
+from .griffin_lim import griffin_lim, istft
 from .init_audio import InitAudio
 from .samplers import OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF
 from .scale_tables import ScaleTables, load_scales
@@ -327,13 +327,11 @@ class Pipeline:
             )
         outputs = engine.run({"latents": latents[None]})
         config = self.bundle.manifest["model"]["pretransform"]["config"]
-        audio = griffin_lim(
-            outputs["magnitude"][0],
-            config["n_fft"],
-            config["hop_length"],
-            config["griffin_lim_iterations"],
-        )
-        return audio[None]
+        n_fft, hop = config["n_fft"], config["hop_length"]
+        if "spectrum" in outputs:
+            real, imaginary = outputs["spectrum"][0]
+            return istft((real + 1j * imaginary).T, n_fft, hop)[None]
+        return griffin_lim(outputs["magnitude"][0], n_fft, hop, config["griffin_lim_iterations"])[None]
 
     @property
     def audio_channels(self) -> int:

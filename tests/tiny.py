@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dit_trt.exporters.conditioners import MultiConditioner
 from dit_trt.exporters.dit import DiffusionTransformer, DiTConfig
-from dit_trt.exporters.mel_pca import MelPcaDecoder
+from dit_trt.exporters.pretransforms import decoder_from_config
 from dit_trt.exporters.t5 import T5Config, T5Encoder
 
 WORDS = ["[unk]", "dog", "barking", "rain", "cat", "a", "puppy", "woofs", "siren", "the"]
@@ -103,6 +103,16 @@ def oobleck_config() -> dict:
     return config
 
 
+def vocoder_config() -> dict:
+    """The tiny model with the neural decoder in place of Griffin-Lim."""
+    config: dict = copy.deepcopy(CONFIG)
+    pretransform = config["model"]["pretransform"]
+    pretransform["type"] = "mel_vocoder"
+    del pretransform["config"]["griffin_lim_iterations"]
+    pretransform["config"] |= {"dim": 24, "hidden": 40, "blocks": 2, "kernel": 5, "bins": 100}
+    return config
+
+
 T5_PIECES = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS[1:]), *"abcdefghijklmnopqrstuvwxyz"]
 T5 = {  # a text encoder's config.json, as transformers writes it; its table is longer than the tokenizer's, as T5's is
     "architectures": ["T5ForConditionalGeneration"],
@@ -152,7 +162,7 @@ class Tiny(torch.nn.Module):
         self.model = torch.nn.Module()
         self.model.add_module("model", DiffusionTransformer(DiTConfig.from_model_config(config)))
         self.conditioner = MultiConditioner(config)
-        self.pretransform = MelPcaDecoder.from_config(config["model"]["pretransform"]["config"])
+        self.pretransform = decoder_from_config(config)
 
     @property
     def dit(self) -> DiffusionTransformer:
@@ -188,6 +198,11 @@ def random_model(seed: int = 0, config: dict = CONFIG) -> Tiny:
 
 def write_checkpoint(folder: Path, model: Tiny | None = None) -> Path:
     return _write(folder, CONFIG, (model or random_model()).state_dict())
+
+
+def write_vocoder_checkpoint(folder: Path) -> Path:
+    config = vocoder_config()
+    return _write(folder, config, random_model(config=config).state_dict())
 
 
 def write_oobleck_checkpoint(folder: Path, autoencoder: torch.nn.Module) -> Path:

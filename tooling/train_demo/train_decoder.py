@@ -33,10 +33,10 @@ from .adversary import (
     generator_loss,
     inverse_stft,
 )
-from .features import FRAMES_PER_LATENT, HOP, MELS, N_FFT, SAMPLE_RATE, hz_to_mel, mel_to_hz
+from .features import FRAMES_PER_LATENT, HOP, MELS, N_FFT
 
 CHECKPOINT, WEIGHTS, CONFIG = "decoder.pt", "decoder.safetensors", "decoder.json"
-SIZES = {"dim": 192, "hidden": 384, "blocks": 5, "kernel": 11, "bins": 744}
+SIZES = {"dim": 192, "hidden": 384, "blocks": 6, "kernel": 11, "bins": 744}
 CROP_LATENTS = 20
 RATE, JUDGE_RATE = 8e-4, 3e-4
 BETAS = (0.8, 0.95)
@@ -55,6 +55,8 @@ def decoder_config(buffers: Mapping[str, np.ndarray]) -> dict:
     """The sizes of a decoder of these PCA buffers, as `model.pretransform.config` has them."""
     return {
         "latent_dim": len(buffers["components"]),
+        "downsampling_ratio": FRAMES_PER_LATENT * HOP,
+        "io_channels": 1,
         "n_fft": N_FFT,
         "hop_length": HOP,
         "n_mels": MELS,
@@ -63,18 +65,11 @@ def decoder_config(buffers: Mapping[str, np.ndarray]) -> dict:
     }
 
 
-def band_cycles() -> np.ndarray:
-    """The centre of every mel band in cycles a hop, float32 [MELS]."""
-    edges = mel_to_hz(np.linspace(hz_to_mel(np.array(30.0)), hz_to_mel(np.array(16000.0)), MELS + 2))
-    return (edges[1:-1] * HOP / SAMPLE_RATE).astype(np.float32)
-
-
 def make_decoder(buffers: Mapping[str, np.ndarray], config: Mapping) -> MelVocoder:
     """An untrained decoder with these PCA buffers."""
     decoder = MelVocoder.from_config(config)
-    fixed = {**buffers, "band_cycles": band_cycles()}
     for name, buffer in decoder.named_buffers():
-        buffer.copy_(torch.from_numpy(np.asarray(fixed[name], np.float32)))
+        buffer.copy_(torch.from_numpy(np.asarray(buffers[name], np.float32)))
     return decoder
 
 
