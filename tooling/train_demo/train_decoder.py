@@ -70,6 +70,8 @@ def make_decoder(buffers: Mapping[str, np.ndarray], config: Mapping) -> MelVocod
     decoder = MelVocoder.from_config(config)
     for name, buffer in decoder.named_buffers():
         buffer.copy_(torch.from_numpy(np.asarray(buffers[name], np.float32)))
+    with torch.no_grad():  # at first every frame is a click in its middle, not at its ends, where the window is zero
+        decoder.head.bias[decoder.bins :] = math.pi * (torch.arange(decoder.bins) % 2)
     return decoder
 
 
