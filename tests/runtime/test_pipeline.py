@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import MAX_LATENTS, random_model
+from tiny import MAX_LATENTS, random_model, vocoder_config, write_vocoder_checkpoint
 
 import peers
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
+from dit_trt.exporters.pretransforms import decoder_from_config
 from dit_trt.runtime.denoiser import guide
+from dit_trt.runtime.griffin_lim import istft
 from dit_trt.runtime.pipeline import Pipeline, Settings, batch_size
 from dit_trt.runtime.wav import write_wav
+from dit_trt.tooling.recipe import Recipe
+from dit_trt.tooling.workflow import build
 
 SHORT = Settings(steps=6)
 
@@ -236,3 +242,20 @@ def test_an_engine_that_stops_is_one_line(tiny_float, monkeypatch):
     monkeypatch.setattr(pipeline.engine("step"), "run", stop)
     with pytest.raises(UserError, match=r"^openvino stopped \(bad allocation\); free memory"):
         pipeline("dog", seconds=0.2, steps=3)
+
+
+def test_a_spectrum_becomes_sound_by_the_inverse_stft(tmp_path: Path) -> None:
+    """The neural decoder, from checkpoint to sound: no Griffin-Lim, and audio of the length asked for."""
+    folder = write_vocoder_checkpoint(tmp_path / "vocoder")
+    pipeline = Pipeline(build(Recipe("none"), str(folder), "openvino", tmp_path / "bundle").bundle)
+    latents = np.random.default_rng(0).standard_normal((16, 5), np.float32)
+    module = decoder_from_config(vocoder_config())
+    module.load_state_dict(random_model(config=vocoder_config()).pretransform.state_dict())
+    with torch.no_grad():
+        spectrum = module(torch.from_numpy(latents)[None]).numpy()
+    audio = pipeline.decode(latents)
+    assert audio.shape == (1, 5 * 256) and audio.dtype == np.float32
+    expected = istft((spectrum[0, 0] + 1j * spectrum[0, 1]).T, 256, 64)
+    np.testing.assert_allclose(audio[0], expected, atol=1e-4 * np.abs(expected).max())
+    clip = next(pipeline.generate(["dog"], SHORT, 0.5))
+    assert clip.audio.shape[1] == 4000 and np.isfinite(clip.audio).all() and clip.audio.std() > 0

@@ -56,7 +56,6 @@ def decoder_config(buffers: Mapping[str, np.ndarray]) -> dict:
     return {
         "latent_dim": len(buffers["components"]),
         "downsampling_ratio": FRAMES_PER_LATENT * HOP,
-        "io_channels": 1,
         "n_fft": N_FFT,
         "hop_length": HOP,
         "n_mels": MELS,
