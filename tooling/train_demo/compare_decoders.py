@@ -10,25 +10,19 @@ distance to the original, both smaller is better, and BirdNET's probability of t
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
-from ...exporters.mel_vocoder import MelVocoder
-from ...runtime.griffin_lim import griffin_lim, istft, stft
+from ...runtime.griffin_lim import stft
 from ..evaluation.birdnet import BirdNET, open_embedder
 from ..evaluation.waveform import multi_resolution_stft
 from .corpus import CLASSES
-from .features import HOP, N_FFT, SAMPLE_RATE, decode_magnitude, encode, log_mel, mel_filters
-from .train_decoder import CONFIG, WEIGHTS
+from .decoders import Audio, Buffers, Decode, buffers_of, by_griffin_lim, by_network, open_run
+from .features import HOP, N_FFT, SAMPLE_RATE, encode, log_mel, mel_filters
 
-Audio = NDArray[np.float32]
-Decode = Callable[[NDArray[np.float32]], Audio]
 ITERATIONS = 64
 FLOOR_DB = 80.0
 """Below the original's loudest bin, differences are not counted."""
@@ -67,24 +61,10 @@ def right_score(birdnet: BirdNET, audio: Audio, label: str) -> float | None:
     return float(1 / (1 + np.exp(-logits[right].max())))
 
 
-def open_run(run: Path) -> MelVocoder:
-    decoder = MelVocoder.from_config(json.loads((run / CONFIG).read_text()))
-    decoder.load_state_dict(load_file(run / WEIGHTS))
-    return decoder.eval().requires_grad_(False)
-
-
-def neural(decoder: MelVocoder) -> Decode:
-    def decode(latents: NDArray[np.float32]) -> Audio:
-        real, imaginary = decoder(torch.from_numpy(latents)[None])[0].numpy()
-        return istft((real + 1j * imaginary).T, N_FFT, HOP)
-
-    return decode
-
-
 def compare(
     audio: NDArray[np.int16],
     labels: NDArray[np.integer],
-    buffers: Mapping[str, NDArray[np.float32]],
+    buffers: Buffers,
     decoders: Mapping[str, Decode],
     birdnet: BirdNET | None,
     noise: float = 0.0,
@@ -95,7 +75,7 @@ def compare(
     table: dict[str, dict[str, list[float | None]]] = {}
     for clip, index in zip(audio, labels):
         label, original = CLASSES[index], clip.astype(np.float32) / 32767
-        latents = encode(log_mel(original, filters), dict(buffers))
+        latents = encode(log_mel(original, filters), buffers)
         latents += np.float32(noise) * spread * rng.standard_normal(latents.shape, np.float32)
         row = table.setdefault(label, {})
         if birdnet is not None:
@@ -152,11 +132,9 @@ def main() -> None:
     if not len(clips):
         raise SystemExit(f"{args.pool} has no clips of {', '.join(wanted)}")
     runs = {run.name: open_run(run) for run in args.decoder_run}
-    buffers = {name: value.numpy() for name, value in next(iter(runs.values())).named_buffers()}
-    decoders: dict[str, Decode] = {
-        "Griffin-Lim": lambda z: griffin_lim(decode_magnitude(z, buffers), N_FFT, HOP, ITERATIONS),
-        **{name: neural(decoder) for name, decoder in runs.items()},
-    }
+    buffers = buffers_of(next(iter(runs.values())))
+    decoders = {"Griffin-Lim": by_griffin_lim(buffers, ITERATIONS)}
+    decoders |= {name: by_network(decoder) for name, decoder in runs.items()}
     birdnet = None if args.no_birdnet else open_embedder()
     print(markdown(compare(audio[clips], labels[clips], buffers, decoders, birdnet, args.noise)))
 

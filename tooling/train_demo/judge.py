@@ -3,7 +3,7 @@
     python -m dit_trt.tooling.train_demo.judge --assets assets --wavs wavs --figure docs/demo-spectrograms.png
 
 The folder holds `<class>-<seed>.wav`. The judge is a logistic regression on log-mel statistics, trained on
-augmented real recordings, each passed through the demo's own decoder (PCA and Griffin-Lim), plus a class
+augmented real recordings, each passed through the demo's own decoder, plus a class
 "none" (coloured noise, decoded random latents), so that noise is not given the name of the nearest class.
 """
 
@@ -17,32 +17,21 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ...runtime.griffin_lim import griffin_lim
 from .corpus import CLASSES, Recording, load
-from .features import CLIP, HOP, N_FFT, SAMPLE_RATE, decode_magnitude, encode, log_mel, mel_filters
+from .decoders import Buffers, Decode, open_checkpoint
+from .features import CLIP, HOP, SAMPLE_RATE, encode, log_mel, mel_filters
 from .pool import augment
 
-WEIGHTS = Path(__file__).parents[2] / "models" / "demo" / "model.safetensors"
+DEMO = Path(__file__).parents[2] / "models" / "demo"
 NONE = "none"
 TRAIN_CLIPS, HELD_OUT_CLIPS = 32, 8
 ITERATIONS = 32
 BANDS = 40
 FIGURE_CLASSES = ("dog", "cat", "rooster", "frog", "rain", "siren")
-
-
-def pretransform(weights: Path = WEIGHTS) -> dict[str, np.ndarray]:
-    """The `pretransform.` buffers of a checkpoint, float32."""
-    state = load_file(weights)
-    return {
-        name.removeprefix("pretransform."): value.astype(np.float32)
-        for name, value in state.items()
-        if name.startswith("pretransform.")
-    }
 
 
 class Judge:
@@ -51,7 +40,7 @@ class Judge:
     def __init__(self, assets: Path, cache: Path | None = None):
         self.filters = mel_filters()
         if cache is None or not cache.exists():
-            table = self.table(load(assets), pretransform())
+            table = self.table(load(assets), *open_checkpoint(DEMO, ITERATIONS))
             if cache is not None:
                 np.savez(cache, allow_pickle=False, **table)
         else:
@@ -63,7 +52,7 @@ class Judge:
         named = self.model.predict(table["features"][held_out])
         self.held_out_accuracy = float(np.mean(named == table["labels"][held_out]))
 
-    def table(self, recordings: list[Recording], buffers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def table(self, recordings: list[Recording], decode: Decode, buffers: Buffers) -> dict[str, np.ndarray]:
         """Features of augmented real clips and noises behind the decoder; held-out ones are other draws."""
         rng = np.random.default_rng(20_000)
         features, labels = [], []
@@ -71,11 +60,11 @@ class Judge:
             own = [r for r in recordings if r.label == label]
             for _ in range(TRAIN_CLIPS + HELD_OUT_CLIPS):
                 if own:
-                    audio = through_decoder(augment(label, own, rng)[0], buffers, self.filters)
+                    audio = through_decoder(augment(label, own, rng)[0], decode, buffers, self.filters)
                 elif rng.random() < 0.5:
-                    audio = through_decoder(noise(rng), buffers, self.filters)
+                    audio = through_decoder(noise(rng), decode, buffers, self.filters)
                 else:
-                    audio = resynthesize(random_latents(rng, len(buffers["scale"])), buffers)
+                    audio = decode(random_latents(rng, len(buffers["scale"])))
                 features.append(self.features(audio))
                 labels.append(label)
         held_out = np.tile(np.arange(TRAIN_CLIPS + HELD_OUT_CLIPS) >= TRAIN_CLIPS, len(CLASSES) + 1)
@@ -123,12 +112,8 @@ def random_latents(rng: np.random.Generator, channels: int) -> np.ndarray:
     return (z / z.std()).astype(np.float32)
 
 
-def resynthesize(latents: np.ndarray, buffers: dict[str, np.ndarray]) -> np.ndarray:
-    return griffin_lim(decode_magnitude(latents, buffers), N_FFT, HOP, ITERATIONS)
-
-
-def through_decoder(clip: np.ndarray, buffers: dict[str, np.ndarray], filters: np.ndarray) -> np.ndarray:
-    return resynthesize(encode(log_mel(clip, filters), buffers), buffers)
+def through_decoder(clip: np.ndarray, decode: Decode, buffers: Buffers, filters: np.ndarray) -> np.ndarray:
+    return decode(encode(log_mel(clip, filters), buffers))
 
 
 def read(path: Path) -> np.ndarray:
@@ -157,12 +142,13 @@ def figure(assets: Path, wavs: Path, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    recordings, buffers, filters = load(assets), pretransform(), mel_filters()
+    recordings, filters = load(assets), mel_filters()
+    decode, buffers = open_checkpoint(DEMO, ITERATIONS)
     rng = np.random.default_rng(3)
     plot, axes = pyplot.subplots(len(FIGURE_CLASSES), 3, figsize=(9, 10), sharex=True, sharey=True)
     for row, label in zip(axes, FIGURE_CLASSES):
         real = augment(label, [r for r in recordings if r.label == label], rng)[0]
-        sounds = [("real, decoded", through_decoder(real, buffers, filters))]
+        sounds = [("real, decoded", through_decoder(real, decode, buffers, filters))]
         generated = sorted(wavs.glob(f"{label}-*.wav"))[:2]
         sounds += [(f"generated, seed {path.stem.rpartition('-')[2]}", read(path)) for path in generated]
         for axis, (title, sound) in zip(row, sounds):
