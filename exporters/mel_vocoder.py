@@ -77,6 +77,8 @@ class MelVocoder(MelPcaDecoder):
         positive_sizes(config, (*sizes, "hop_length", *own))
         if config["kernel"] % 2 == 0:
             raise ValueError(f"kernel {config['kernel']} (an odd integer)")
+        if config["n_fft"] % config["hop_length"] or config["hop_length"] % 2:
+            raise ValueError(f"hop_length {config['hop_length']} (an even integer that divides n_fft)")
         if config["bins"] > config["n_fft"] // 2 + 1:
             raise ValueError(f"bins {config['bins']} (at most n_fft / 2 + 1)")
         return cls(*(config[name] for name in sizes), **{name: config[name] for name in own})

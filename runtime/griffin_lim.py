@@ -20,7 +20,14 @@ def stft(audio: np.ndarray, n_fft: int, hop_length: int) -> np.ndarray:
 
 
 def istft(spectrum: np.ndarray, n_fft: int, hop_length: int) -> np.ndarray:
-    """complex64 [frames, n_fft / 2 + 1] -> float32 [frames * hop]: the least-squares inverse of `stft`."""
+    """complex64 [frames, n_fft / 2 + 1] -> float32 [frames * hop]: the least-squares inverse of `stft`.
+
+    Raises ValueError for a spectrum of another size, or unless n_fft is a multiple of hop_length, which is even.
+    """
+    if n_fft % hop_length or hop_length % 2:
+        raise ValueError(f"n_fft {n_fft} must be a multiple of hop_length {hop_length}, which must be even")
+    if spectrum.shape[1] != n_fft // 2 + 1:
+        raise ValueError(f"a spectrum of {spectrum.shape[1]} bins is not one of n_fft {n_fft}")
     window = hann(n_fft)
     count, overlap = len(spectrum), n_fft // hop_length
     frames = (np.fft.irfft(spectrum, n_fft, axis=1) * window).reshape(count, overlap, hop_length)
@@ -42,10 +49,8 @@ def griffin_lim(magnitude: np.ndarray, n_fft: int, hop_length: int, iterations: 
     random phases drawn from `seed`: the same arguments give the same samples.
 
     magnitude: float32 [n_fft / 2 + 1, frames] -> float32 [frames * hop_length].
-    Raises ValueError unless n_fft is a multiple of hop_length and hop_length is even.
+    Raises ValueError as `istft` does.
     """
-    if n_fft % hop_length or hop_length % 2:
-        raise ValueError(f"n_fft {n_fft} must be a multiple of hop_length {hop_length}, which must be even")
     target = np.ascontiguousarray(magnitude.T, np.float32)
     angles = np.random.default_rng(seed).random(target.shape, np.float32) * np.float32(2 * np.pi)
     phases = np.exp(1j * angles).astype(np.complex64)

@@ -97,6 +97,20 @@ def test_a_field_of_another_type_is_named(bundle, key, bad):
     assert f"lacks or misstates {expected}" in refusal(Bundle, bundle)
 
 
+@pytest.mark.parametrize("kind", ["mel_pca", "mel_vocoder"])
+@pytest.mark.parametrize("name", ["n_fft", "hop_length", "griffin_lim_iterations"])
+def test_a_decoder_without_what_its_sound_is_made_by_is_refused(bundle, kind, name):
+    def change(values):
+        values["model"]["pretransform"]["type"] = kind
+        del values["model"]["pretransform"]["config"][name]
+
+    edit(bundle, change)
+    if kind == "mel_vocoder" and name == "griffin_lim_iterations":
+        assert Bundle(bundle).verify()
+    else:
+        assert "lacks or misstates model.pretransform" in refusal(Bundle, bundle)
+
+
 def test_fields_of_later_versions_are_no_fault(bundle):
     edit(bundle, lambda values: values.update(later={"x": [1]}, versions=None))
     assert Bundle(bundle).verify()

@@ -87,6 +87,7 @@ def test_the_graph_equals_its_module(decoder: MelVocoder, graph: Path, engine: t
         ("kernel", 4, "kernel 4 (an odd integer)"),
         ("bins", 130, "bins 130 (at most n_fft / 2 + 1)"),
         ("hop_length", "64", "hop_length '64' (a positive integer)"),
+        ("hop_length", 63, "hop_length 63 (an even integer that divides n_fft)"),
         ("blocks", None, "'blocks'"),
     ],
 )

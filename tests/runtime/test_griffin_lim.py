@@ -54,3 +54,5 @@ def test_silence_stays_silent():
 def test_refuses_a_hop_that_does_not_divide():
     with pytest.raises(ValueError, match="multiple of hop_length"):
         griffin_lim(np.ones((513, 4), np.float32), 1024, 300, 1)
+    with pytest.raises(ValueError, match="a spectrum of 100 bins is not one of n_fft 1024"):
+        istft(np.ones((4, 100), np.complex64), 1024, 256)
