@@ -17,10 +17,11 @@ from ..engines.base import BACKENDS, Engine, choose_backend, open_engine
 from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError, last_line
 from ..engines.manifest import SCALES, step_graphs
+from .bundle_facts import BundleFacts
 from .denoiser import GuidedDenoiser, Observer
 from .griffin_lim import griffin_lim
 from .init_audio import InitAudio
-from .samplers import OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF
+from .samplers import SAMPLERS
 from .scale_tables import ScaleTables, load_scales
 from .settings import Settings, check_clips
 from .step_engine import ByGraph, ByStep, Conditioning, StepEngine, cfg_halves
@@ -47,7 +48,7 @@ class Clip:
     step_seconds: tuple[float, ...]
 
 
-class Pipeline:
+class Pipeline(BundleFacts):
     """An open bundle. Engines are compiled when first used and stay open; not thread-safe.
 
     >>> import dit_trt
@@ -67,10 +68,10 @@ class Pipeline:
     a cat meows 1003 (2, 44100)
     """
 
-    def __init__(self, bundle: Bundle, device: str | None = None, rebuild: bool = False):
-        self.bundle = bundle
-        self._rebuild = rebuild
-        self.sizes: dict[str, int] = bundle.manifest["sizes"]
+    def __init__(self, bundle: Bundle, device: str | None = None, rebuild: bool = False, threads: int | None = None):
+        """threads: of a CPU's, for backends that run on one (default: the backend's choice)."""
+        super().__init__(bundle)
+        self._rebuild, self._threads = rebuild, threads
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
         self._device = device
@@ -87,26 +88,6 @@ class Pipeline:
         Raises UserError when there is none, or it is damaged or cannot run here.
         """
         return cls(find_bundle(None if bundle is None else os.fspath(bundle)).verify(), device, rebuild)
-
-    @property
-    def sample_rate(self) -> int:
-        return self.sizes["sample_rate"]
-
-    @property
-    def max_seconds(self) -> float:
-        return self.sizes["max_latents"] * self.sizes["downsampling_ratio"] / self.sample_rate
-
-    @property
-    def objective(self) -> str:
-        """What the model was trained to predict: `v` or `rf_denoiser`."""
-        sampler = self.bundle.manifest["schedule"]["sampler"]
-        if sampler not in OBJECTIVE_OF:
-            raise UserError(f"the bundle {self.bundle.folder.name} is for a sampler {sampler!r} of another version")
-        return OBJECTIVE_OF[sampler]
-
-    def settings(self, **chosen: object) -> Settings:
-        """The model's own defaults, with those of `Settings` that are chosen in their place."""
-        return Settings.of_schedule(self.bundle.manifest["schedule"], **chosen)
 
     def __call__(
         self,
@@ -203,25 +184,6 @@ class Pipeline:
             raise UserError(
                 f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
             ) from error
-
-    def check_seconds(self, seconds: float | None) -> float:
-        """The length to make: by default 10 s or the model's longest."""
-        if seconds is None:
-            return min(10.0, self.max_seconds)
-        if not 0.1 <= seconds <= self.max_seconds + 0.005:
-            raise UserError(f"seconds {seconds:g} is outside 0.1..{self.max_seconds:.2f}, this model's longest")
-        return min(seconds, self.max_seconds)
-
-    def check_sampler(self, settings: Settings) -> None:
-        """Raises UserError for a sampler of models of another objective."""
-        if OBJECTIVE_OF[settings.sampler] != self.objective:
-            own = ", ".join(SAMPLERS_OF[self.objective])
-            raise UserError(f"the sampler {settings.sampler} is not for this model ({self.objective}); it has: {own}")
-
-    def window(self, seconds: float) -> int:
-        """The fewest latents that hold so many seconds."""
-        samples = round(seconds * self.sample_rate)
-        return min(-(-samples // self.sizes["downsampling_ratio"]), self.sizes["max_latents"])
 
     def count_cut_tokens(self, prompt: str) -> int:
         """How many tokens of a prompt the model will not see."""
@@ -425,6 +387,7 @@ class Pipeline:
             shapes,
             self._device,
             digest,
+            self._threads if BACKENDS[self._backend].proof is None else None,
             precision=trunk if by_engine else None,
             plan=plan,
             rebuild=self._rebuild,
