@@ -1,4 +1,4 @@
-"""`dit-trt batch --ray` on a real Ray cluster of two nodes that suffers; run as a script, it prints what happened as JSON.
+"""`dit-trt batch --ray` on a real Ray cluster of two nodes that suffers; a script that prints what happened as JSON.
 
 It runs in network and process namespaces of its own: Ray listens at the machine's outer address whatever it is told,
 and so nothing of it outlives the script.
@@ -154,6 +154,7 @@ def _scenarios(desk: Desk) -> Iterator[tuple[str, dict[str, Any]]]:
         desk.rng.randrange(4, CLIPS // 2): desk.kill_a_worker,
         desk.rng.randrange(CLIPS // 2, 56): desk.kill_a_worker,
     }
+    assert len(kills) == 2
     yield "worker killed", desk.run("worker-killed", "slow", at=kills)
     yield (
         "node removed",

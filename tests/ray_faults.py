@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dit_trt.calib_data.reader import Caption
 from dit_trt.engines.errors import UserError
@@ -29,13 +30,7 @@ class Faulty(ClipMaker):
         for caption, _ in clips:
             if caption.text == DEADLY:
                 os._exit(1)
-        if len(clips) == 1 and clips[0][0].text == POISON:
-            self._pipeline.condition = _poisoned  # type: ignore[method-assign]
         return super().make(clips)
-
-
-def _poisoned(*_: object) -> None:
-    raise RuntimeError("poison")
 
 
 def slow(job: Job, threads: int | None) -> ClipMaker:
@@ -43,7 +38,16 @@ def slow(job: Job, threads: int | None) -> ClipMaker:
 
 
 def faulty(job: Job, threads: int | None) -> ClipMaker:
-    return Faulty.of_job(job, threads)
+    maker = Faulty.of_job(job, threads)
+    condition = maker._pipeline.condition
+
+    def poisoned(prompt: str, *rest: Any) -> Any:
+        if prompt == POISON:
+            raise RuntimeError("poison")
+        return condition(prompt, *rest)
+
+    maker._pipeline.condition = poisoned  # type: ignore[method-assign]
+    return maker
 
 
 def nowhere(job: Job, threads: int | None) -> ClipMaker:
