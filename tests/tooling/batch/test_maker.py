@@ -84,9 +84,7 @@ def test_without_its_calibration_table_or_model_the_fix_is_named(
     )
     moved = Bundle(Path(shutil.copytree(tiny_sqs.folder, tmp_path / "moved")))
     moved.manifest["model"]["source"] = "/nowhere"
-    with pytest.raises(
-        UserError, match=r"was not built for another \(the model that this bundle was built from"
-    ):
+    with pytest.raises(UserError, match=r"was not built for another \(the model that this bundle was built from"):
         runnable(moved)
 
 
