@@ -52,25 +52,22 @@ class Store(Protocol):
 
 
 class LocalStore:
-    """A folder on this machine, made when it is not there."""
+    """A folder on this machine, made when something is written into it."""
 
     appends = True
 
     def __init__(self, folder: Path):
         self.folder, self.place = folder, str(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --output") from None
 
     def names(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir()}
+        return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
 
     def read(self, name: str) -> bytes | None:
         path = self.folder / name
         return path.read_bytes() if path.is_file() else None
 
     def write(self, name: str, content: bytes) -> None:
+        self._make()
         with self._writing(name):
             write_whole(self.folder / name, content)
 
@@ -85,6 +82,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
+        self._make()
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(flocked(self.folder, wait=False))
@@ -97,6 +95,12 @@ class LocalStore:
         """Remove what a killed process left of a file."""
         for part in self.folder.glob(".*.tmp"):
             part.unlink()
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write into {self.folder}: {error.strerror}; choose another --output") from None
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -130,13 +134,18 @@ class UriStore:
         self._system, path = found
         self._folder = path.rstrip("/")
         self._at_once = scheme in WHOLE_UPLOADS
-        with self._told("be written into"):
-            self._system.makedirs(self._folder, exist_ok=True)
+        if not self._at_once:  # object stores have no folders
+            with self._told("be written into"):
+                self._system.makedirs(self._folder, exist_ok=True)
 
     def names(self) -> set[str]:
         with self._told("be listed"):
             self._system.invalidate_cache()
-            return {str(each).rstrip("/").rpartition("/")[2] for each in self._system.ls(self._folder, detail=False)}
+            try:
+                found = self._system.ls(self._folder, detail=False)
+            except FileNotFoundError:
+                return set()
+            return {str(each).rstrip("/").rpartition("/")[2] for each in found}
 
     def read(self, name: str) -> bytes | None:
         if name not in self.names():

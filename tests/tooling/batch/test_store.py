@@ -44,6 +44,7 @@ def test_what_is_written_is_read(place: str) -> None:
 def test_a_folder_is_appended_to(tmp_path: Path) -> None:
     store = open_store(f"file://localhost{tmp_path}")
     assert isinstance(store, LocalStore) and store.appends
+    store.write("x", b"")
     store.append("x", "a\n")
     store.append("x", "b\n")
     assert store.read("x") == b"a\nb\n"
@@ -90,8 +91,8 @@ def test_an_upload_that_fails_leaves_no_file_of_that_name(monkeypatch: pytest.Mo
     ],
 )
 def test_bad_places(uri: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        open_store(uri)
+    with pytest.raises(UserError, match=message), open_store(uri).held():
+        pass
 
 
 def test_a_missing_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
