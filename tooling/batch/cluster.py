@@ -142,9 +142,8 @@ class Cluster:
         there = {node["NodeID"] for node in nodes}
         self._closed = [seat for seat in self._closed if seat.node in there]
         idle = sum(not each.batches for each in self._seated)
-        for seat in self._room.free(nodes, [each.seat for each in self._seated], self._closed)[
-            : max(0, batches - idle)
-        ]:
+        room = max(0, batches - idle)
+        for seat in self._room.free(nodes, [each.seat for each in self._seated], self._closed)[:room]:
             where = NodeAffinitySchedulingStrategy(seat.node, soft=False)
             kind = self._ray.remote(Worker).options(
                 num_cpus=seat.threads, num_gpus=seat.gpus, scheduling_strategy=where, max_restarts=0

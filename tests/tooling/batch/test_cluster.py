@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import CLIPS, SECONDS, STEPS, WORDS, on_a_cluster
+from ray_cluster import CLIPS, SECONDS, STEPS, WORDS, isolated, on_a_cluster
 
 from dit_trt.calib_data.reader import Caption
 from dit_trt.engines.bundle import Bundle
@@ -16,6 +17,21 @@ from dit_trt.tooling.batch.batch import generate_batch
 from dit_trt.tooling.batch.store import open_store
 
 Happened = tuple[dict[str, Any], Path]
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), (None, pytest.skip.Exception)])
+@pytest.mark.parametrize("lack", ["ray", "namespaces"])
+def test_without_ray_or_namespaces_ci_fails_and_others_skip(
+    monkeypatch: pytest.MonkeyPatch, ci: str | None, outcome: type[BaseException], lack: str
+) -> None:
+    if ci is None:
+        monkeypatch.delenv("CI", raising=False)
+    else:
+        monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if lack == "ray" else True)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 1))
+    with pytest.raises(outcome, match="ray is not here" if lack == "ray" else "not permitted here"):
+        isolated()
 
 
 @pytest.fixture(scope="module")
