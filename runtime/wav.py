@@ -35,6 +35,18 @@ def pcm16(audio: NDArray[np.floating]) -> NDArray[np.int16]:
     return np.rint(np.clip(audio.T, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
 
 
+def encoded(audio: NDArray[np.float32], sample_rate: int, format: str = "wav") -> bytes:
+    """The bytes of a file of 16-bit samples, `wav` or `flac`.
+
+    audio float32 [channels, n], clipped to -1..1; mono becomes stereo. Raises UserError for NaN or infinity.
+    """
+    audio = _stereo(np.asarray(audio, dtype=np.float32))
+    _require_finite(audio)
+    file = BytesIO()
+    soundfile.write(file, pcm16(audio), sample_rate, format=format.upper(), subtype="PCM_16")
+    return file.getvalue()
+
+
 def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) -> None:
     """Write `audio` as 16-bit PCM at `sample_rate` Hz.
 
@@ -43,14 +55,11 @@ def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) ->
     or left alone. Raises UserError for NaN or infinity, or when `path` cannot be written.
     """
     path = Path(path)
-    audio = _stereo(np.asarray(audio, dtype=np.float32))
-    _require_finite(audio)
-    encoded = BytesIO()
-    soundfile.write(encoded, pcm16(audio), sample_rate, format="WAV", subtype="PCM_16")
+    content = encoded(audio, sample_rate)
     temporary = path.parent / f".{uuid.uuid4().hex}.wav.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(encoded.getvalue())
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --output") from error
