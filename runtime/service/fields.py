@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ..pipeline import Pipeline
 from ..samplers import SAMPLERS_OF
@@ -16,6 +16,14 @@ from ..settings import MAX_SEED, Settings
 MAX_PROMPT = 2000  # letters; models see some 128 tokens
 MAX_BODY = 64_000  # bytes; two prompts of the longest letters fit
 FORMATS = {"wav": "audio/wav", "flac": "audio/flac"}
+
+
+def _integer(least: int, most: int) -> Any:
+    """JSON has one kind of number: 7.0 is an integer, too. (The bounds stand before the validator, or no schema shows
+    them.)
+    """
+    whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+    return Annotated[int, Field(ge=least, le=most), whole]
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ def request_model(models: Sequence[str], pipelines: Sequence[Pipeline], limits: 
         prompt=described(str, "What to hear.", min_length=1, max_length=MAX_PROMPT, pattern=r"\S"),
         model=optional(Literal[tuple(models)], f"Which bundle (default: {models[0]})."),
         seconds=optional(float, "Length (default: 10, or the longest).", ge=0.1, le=longest),
-        seed=(described(int, "The same seed gives the same bytes.", ge=0, le=MAX_SEED), 1000),
-        steps=optional(int, "Sampling steps (default: the model's own).", ge=1, le=limits.steps),
+        seed=(described(_integer(0, MAX_SEED), "The same seed gives the same bytes."), 1000),
+        steps=optional(_integer(1, limits.steps), "Sampling steps (default: the model's own)."),
         cfg=optional(float, "Guidance scale (default: the model's own).", ge=0, le=100),
         sampler=optional(Literal[tuple(samplers)], "Default: the model's own."),
         negative_prompt=optional(str, "What it should not sound like.", max_length=MAX_PROMPT),

@@ -49,9 +49,9 @@ class _Server(uvicorn.Server):
     server ends. The second: now, between two steps.
     """
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float, log: Callable[[str], object]):
+    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float):
         super().__init__(config)
-        self._worker, self._grace, self._log = worker, grace, log
+        self._worker, self._grace = worker, grace
         self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -90,4 +90,4 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     with worker:
-        _Server(config, worker, grace, log).run(sockets=[bound])
+        _Server(config, worker, grace).run(sockets=[bound])

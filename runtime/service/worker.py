@@ -132,12 +132,10 @@ class Worker:
 
     def _loop(self) -> None:
         while jobs := self.waiting.take(lambda job: self._most(self.pipelines[job.model])):
-            self._make([job for job in jobs if not job.gone])
+            self._make(jobs)
 
     def _make(self, jobs: list[Job]) -> None:
         """Every job gets its sound or its error; of several that fail together each gets a try of its own."""
-        if not jobs:
-            return
         try:
             sounds = self._timed(jobs)
         except _GivenUp:
@@ -149,9 +147,9 @@ class Worker:
                     self._make([job])
                 return
             reason = " ".join(last_line(error).split())
-            self.log(f"{jobs[0].model} failed: {type(error).__name__}: {reason}")
             told = reason if isinstance(error, UserError) else "the engine failed; the server's log has the reason"
             jobs[0].result.set_exception(EngineFailed(told))
+            self.log(f"{jobs[0].model} failed: {type(error).__name__}: {reason}")
         else:
             self.clips += len(jobs)
             self.observe(len(jobs), sounds[0].seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import click
@@ -98,13 +99,19 @@ def command(
             pipelines[name] = pipeline
         longest = max(pipeline.max_seconds for pipeline in pipelines.values())
         limits, metrics = Limits(max_steps, max_seconds or longest), Metrics()
-        worker = Worker(pipelines, queue, max_batch, metrics.batch, say)
+        worker = Worker(pipelines, queue, max_batch, metrics.batch, _log)
         say(f"opening {', '.join(pipelines)}")
         worker.warm_up()
         tell(f"serving {', '.join(pipelines)} on {url(bound)}")
-        serve(worker, limits, metrics, bound, token, grace, say)
+        serve(worker, limits, metrics, bound, token, grace, _log)
     say("all that was accepted is finished" if worker.waiting.idle else "stopped")
     return {"bundles": [str(p.bundle.folder) for p in pipelines.values()], "clips": worker.clips}
+
+
+def _log(line: str) -> None:
+    """From any thread; that nobody reads it any more is no reason to stop."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _token(file: str | None) -> str | None:
