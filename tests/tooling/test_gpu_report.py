@@ -141,8 +141,8 @@ def test_all_three_compute_the_same_product() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_products_without_a_gpu_are_one_line() -> None:
-    for command in (gpu_gemm.command, gpu_torch.command):
-        result = CliRunner().invoke(command, [])
+    for each in (gpu_gemm.command, gpu_torch.command):
+        result = CliRunner().invoke(each, [])
         assert result.exit_code == 1 and result.output.startswith("Error: PyTorch sees no NVIDIA GPU here")
 
 
