@@ -51,7 +51,9 @@ def products(tokens: int, k: int, n: int, device: str) -> dict[str, Callable[[],
     return {"fp16": lambda: half[0] @ half[1], "bf16": lambda: brain[0] @ brain[1], "int8": int8}
 
 
-def milliseconds(works: Mapping[str, Callable[[], object]], rounds: int, wait: Callable[[], object]) -> dict[str, float]:
+def milliseconds(
+    works: Mapping[str, Callable[[], object]], rounds: int, wait: Callable[[], object]
+) -> dict[str, float]:
     """Medians; all take turns, each waited for."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for order in turns([*works], rounds + WARM_UP):
