@@ -74,8 +74,8 @@ class Pipeline:
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
         self._device = device
-        self._engines: dict[tuple[str, int, int, int], Engine] = {}
-        self._step_engines: dict[tuple[int, int], StepEngine] = {}
+        self._engines: dict[tuple[str, int, int, int, int], Engine] = {}
+        self._step_engines: dict[tuple[int, int, int], StepEngine] = {}
 
     @classmethod
     def open(
@@ -258,7 +258,7 @@ class Pipeline:
             scales = [tables.at(sigmas) for tables in self._scale_tables]
             steps["step_scales"] = ByGraph(scales, sigmas, self.step_sigmas)
         constants = {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))}
-        found = Conditioning(constants, steps, sigmas)
+        found = Conditioning(constants, steps, sigmas, contexts=1 if negative_prompt is None else 2)
         return found if cfg_halves(settings.cfg_scale, self.always_pairs) == 2 else found.prompt_half()
 
     def sample(
@@ -291,7 +291,7 @@ class Pipeline:
         """`sample` for one clip a seed at once, of their conditionings `together` -> [clips, channels, latents]."""
         if conditioning.clips != len(seeds):
             raise ValueError(f"the conditioning is of {conditioning.clips} clips, not {len(seeds)}")
-        engine = self.step_engine_of(conditioning.batch, window)
+        engine = self.step_engine_for(conditioning, window)
         sigmas = settings.sigmas
         if not np.array_equal(sigmas[:-1], conditioning.sigmas):
             raise ValueError("the conditioning is that of another schedule")
@@ -380,26 +380,38 @@ class Pipeline:
         """How many clips fit into one batch: any number, or one, where the step graph codes the CFG pair."""
         return 1 if self.always_pairs else None
 
+    def context_rows(self, conditioning: Conditioning) -> int:
+        """How many rows of context its step engine takes: those that are not zeros, where the step graph can do so."""
+        short = self.bundle.manifest.get("short_context", False) and not self.always_pairs
+        return conditioning.context_rows if short else conditioning.batch
+
     @property
     def step_engine(self) -> StepEngine:
-        """All step graphs of the bundle, compiled for both CFG halves and the model's full length."""
+        """All step graphs of the bundle, compiled for both CFG halves with a context and the model's full length."""
         return self.step_engine_of()
 
-    def step_engine_of(self, batch: int = 2, window: int | None = None) -> StepEngine:
-        """The same for so many CFG halves and latents."""
-        key = batch, window or self.sizes["max_latents"]
+    def step_engine_for(self, conditioning: Conditioning, window: int | None = None) -> StepEngine:
+        """The same as `conditioning` needs it, and for so many latents."""
+        return self.step_engine_of(conditioning.batch, window, self.context_rows(conditioning))
+
+    def step_engine_of(self, batch: int = 2, window: int | None = None, context: int | None = None) -> StepEngine:
+        """The same for so many CFG halves and latents, and so many of the halves with a context."""
+        key = batch, window or self.sizes["max_latents"], context or batch
         if key not in self._step_engines:
-            engines = {graph: self.engine(graph, 0, key[1], batch) for graph in step_graphs(self.step_sigmas)}
+            engines = {graph: self.engine(graph, 0, key[1], batch, key[2]) for graph in step_graphs(self.step_sigmas)}
             self._step_engines[key] = StepEngine(engines, self.step_sigmas)
         return self._step_engines[key]
 
-    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
+    def engine(
+        self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2, context: int | None = None
+    ) -> Engine:
         """The compiled engine of one of the bundle's graphs.
 
         steps: the conditioning graph's rows of t; latents: of a clip (default: the model's full length), which the step
-        graphs and the decoder see; batch: CFG halves of the step graphs, of all clips.
+        graphs and the decoder see; batch: CFG halves of the step graphs, of all clips; context: how many of these have
+        one (default: all).
         """
-        key = graph, steps, latents or self.sizes["max_latents"], batch
+        key = graph, steps, latents or self.sizes["max_latents"], batch, context or batch
         if key not in self._engines:
             self._engines[key] = self._open(*key)
         return self._engines[key]
@@ -410,10 +422,10 @@ class Pipeline:
             for key in [key for key in self._engines if key[0] == graph]:
                 del self._engines[key]
 
-    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
+    def _open(self, graph: str, steps: int, latents: int, batch: int, context: int) -> Engine:
         if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
             raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
-        shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch)[graph]
+        shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch, context)[graph]
         files = self.bundle.manifest["files"]
         digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
         manifest = self.bundle.manifest
@@ -460,15 +472,16 @@ def graph_shapes(
     step_sigmas: Sequence[float] = (),
     latents: int | None = None,
     batch: int = 2,
+    context: int | None = None,
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile.
 
     steps: rows of t; step_sigmas: the manifest's, there is a step graph more than these. latents: of the clip (default:
-    the model's full length); batch: CFG halves that the step graphs see.
+    the model's full length); batch: CFG halves that the step graphs see; context: how many have one (default: all).
     """
     s = sizes
-    key = (batch, s["num_heads"], s["context_tokens"], s["dim_heads"])
-    context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
+    key = (context or batch, s["num_heads"], s["context_tokens"], s["dim_heads"])
+    keys_values = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
     latents = latents or s["max_latents"]
     tile = s.get("tile_latents")
     step = {
@@ -476,7 +489,7 @@ def graph_shapes(
         "global_embed": (batch, s["embed_dim"]),
         "time_embed": (s["embed_dim"],),
         **({"step_scales": (s["step_scales"],)} if "step_scales" in s else {}),
-        **context,
+        **keys_values,
     }
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
