@@ -49,10 +49,15 @@ class _Server(uvicorn.Server):
     server ends. The second: now, between two steps.
     """
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float):
+    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float, ready: Callable[[], object]):
         super().__init__(config)
-        self._worker, self._grace = worker, grace
+        self._worker, self._grace, self._ready = worker, grace, ready
         self._until: float | None = None
+        self.finished = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs between any two instructions of the main thread: it takes no lock."""
@@ -61,9 +66,11 @@ class _Server(uvicorn.Server):
         self._worker.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self._until is not None and (self._worker.waiting.idle or time.monotonic() >= self._until):
-            self._worker.stop()
-            return True
+        if self._until is not None:
+            self.finished = self._worker.waiting.idle
+            if self.finished or time.monotonic() >= self._until:
+                self._worker.stop()
+                return True
         return await super().on_tick(counter)
 
 
@@ -75,8 +82,12 @@ def serve(
     token: str | None,
     grace: float,
     log: Callable[[str], object],
-) -> None:
-    """Answer requests until SIGTERM or Ctrl-C."""
+    ready: Callable[[], object],
+) -> bool:
+    """Answer requests until SIGTERM or Ctrl-C -> whether all that was accepted was finished.
+
+    ready is called when the first can come.
+    """
     app = create_app(worker, limits, metrics, token, log)
     config = uvicorn.Config(
         app,
@@ -90,4 +101,6 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     with worker:
-        _Server(config, worker, grace).run(sockets=[bound])
+        server = _Server(config, worker, grace, ready)
+        server.run(sockets=[bound])
+    return server.finished

@@ -102,9 +102,9 @@ def command(
         worker = Worker(pipelines, queue, max_batch, metrics.batch, _log)
         say(f"opening {', '.join(pipelines)}")
         worker.warm_up()
-        tell(f"serving {', '.join(pipelines)} on {url(bound)}")
-        serve(worker, limits, metrics, bound, token, grace, _log)
-    say("all that was accepted is finished" if worker.waiting.idle else "stopped")
+        where = f"serving {', '.join(pipelines)} on {url(bound)}"
+        finished = serve(worker, limits, metrics, bound, token, grace, _log, lambda: tell(where))
+    say("all that was accepted is finished" if finished else "stopped; what was not finished was answered with 503")
     return {"bundles": [str(p.bundle.folder) for p in pipelines.values()], "clips": worker.clips}
 
 

@@ -44,6 +44,6 @@ def test_answers_are_as_openapi_says(serve, mode):
     if mode is GenerationMode.POSITIVE:
         assert post.keys() == {200}
         assert {path for path, _ in answers} == {*schema.raw_schema["paths"]}
-    else:
-        assert post.keys() <= {400, 401, 422}
+    else:  # 200: only the header with the token was to be wrong, and is the right one nevertheless
+        assert post.keys() <= {200, 400, 401, 422}
         assert post[422] >= 10
