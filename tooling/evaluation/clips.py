@@ -102,7 +102,7 @@ def evaluation_folder(folder: Path, plan: Plan, bundles: Mapping[str, str]) -> I
             stack.enter_context(flocked(folder, wait=False))
         except BlockingIOError:
             raise UserError(f"another process is generating into {folder}; wait for it") from None
-        for part in folder.glob(f".{PLAN}.*.tmp"):  # of a process that was killed
+        for part in folder.glob(".*.tmp"):  # of a process that was killed
             part.unlink()
         if not (folder / PLAN).is_file() and any(folder.iterdir()):
             raise UserError(f"{folder} holds something else than an evaluation; give --output another folder")
