@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,24 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import BACKENDS, Engine, choose_backend, open_engine
-from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError, last_line
 from ..engines.manifest import SCALES, step_graphs
 from .denoiser import GuidedDenoiser, Observer
+from .graph_shapes import TIME_ROWS
 from .griffin_lim import griffin_lim
 from .init_audio import InitAudio
+from .open_bundle import OpenBundle
 from .samplers import OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF
 from .scale_tables import ScaleTables, load_scales
 from .settings import Settings, check_clips
-from .step_engine import ByGraph, ByStep, Conditioning, StepEngine, cfg_halves
+from .step_engine import ByGraph, ByStep, Conditioning, cfg_halves
 from .tiles import decode_tiles, encode_tiles
 from .tokens import PromptTokenizer
 from .wav import finish
 
 Float = NDArray[np.float32]
-HEAVY = 64_000_000  # bytes of weights from which on a graph that runs once a clip does not stay open
-TIME_ROWS = 128  # the conditioning graph embeds so many timesteps at once: one engine for every --steps up to it
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,8 @@ class Clip:
     step_seconds: tuple[float, ...]
 
 
-class Pipeline:
-    """An open bundle. Engines are compiled when first used and stay open; not thread-safe.
+class Pipeline(OpenBundle):
+    """An open bundle, from a prompt to sound. Not thread-safe.
 
     >>> import dit_trt
     >>> pipeline = dit_trt.Pipeline.open()  # the newest bundle
@@ -66,35 +63,6 @@ class Pipeline:
     a cat meows 1002 (2, 44100)
     a cat meows 1003 (2, 44100)
     """
-
-    def __init__(self, bundle: Bundle, device: str | None = None, rebuild: bool = False):
-        self.bundle = bundle
-        self._rebuild = rebuild
-        self.sizes: dict[str, int] = bundle.manifest["sizes"]
-        self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
-        self._backend = choose_backend(bundle.backend)
-        self._device = device
-        self._engines: dict[tuple[str, int, int, int], Engine] = {}
-        self._step_engines: dict[tuple[int, int], StepEngine] = {}
-
-    @classmethod
-    def open(
-        cls, bundle: str | os.PathLike[str] | None = None, device: str | None = None, rebuild: bool = False
-    ) -> Pipeline:
-        """A bundle by folder (or what `build` returned) or name; without one the newest. Every byte is checked first.
-
-        rebuild: TensorRT plans of another version or GPU are built anew, which is refused otherwise.
-        Raises UserError when there is none, or it is damaged or cannot run here.
-        """
-        return cls(find_bundle(None if bundle is None else os.fspath(bundle)).verify(), device, rebuild)
-
-    @property
-    def sample_rate(self) -> int:
-        return self.sizes["sample_rate"]
-
-    @property
-    def max_seconds(self) -> float:
-        return self.sizes["max_latents"] * self.sizes["downsampling_ratio"] / self.sample_rate
 
     @property
     def objective(self) -> str:
@@ -370,65 +338,9 @@ class Pipeline:
         return self.sizes["tile_latents"], self.sizes["tile_overlap"], self.sizes["downsampling_ratio"]
 
     @property
-    def always_pairs(self) -> bool:
-        """Whether the step graph takes both CFG halves or none: it rounds their difference."""
-        recipe = self.bundle.manifest["recipe"]
-        return recipe.get("cfg_pair") == "difference"
-
-    @property
     def max_batch(self) -> int | None:
         """How many clips fit into one batch: any number, or one, where the step graph codes the CFG pair."""
         return 1 if self.always_pairs else None
-
-    @property
-    def step_engine(self) -> StepEngine:
-        """All step graphs of the bundle, compiled for both CFG halves and the model's full length."""
-        return self.step_engine_of()
-
-    def step_engine_of(self, batch: int = 2, window: int | None = None) -> StepEngine:
-        """The same for so many CFG halves and latents."""
-        key = batch, window or self.sizes["max_latents"]
-        if key not in self._step_engines:
-            engines = {graph: self.engine(graph, 0, key[1], batch) for graph in step_graphs(self.step_sigmas)}
-            self._step_engines[key] = StepEngine(engines, self.step_sigmas)
-        return self._step_engines[key]
-
-    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
-        """The compiled engine of one of the bundle's graphs.
-
-        steps: the conditioning graph's rows of t; latents: of a clip (default: the model's full length), which the step
-        graphs and the decoder see; batch: CFG halves of the step graphs, of all clips.
-        """
-        key = graph, steps, latents or self.sizes["max_latents"], batch
-        if key not in self._engines:
-            self._engines[key] = self._open(*key)
-        return self._engines[key]
-
-    def _release(self, graph: str) -> None:
-        """Free a heavy graph that is not needed for a while: opening it again costs less than keeping it."""
-        if self.bundle.manifest["files"][f"{graph}.onnx.data"]["bytes"] >= HEAVY:
-            for key in [key for key in self._engines if key[0] == graph]:
-                del self._engines[key]
-
-    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
-        if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
-            raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
-        shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch)[graph]
-        files = self.bundle.manifest["files"]
-        digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
-        manifest = self.bundle.manifest
-        trunk, plan = manifest.get("trunk"), manifest.get("plan") or None
-        by_engine = trunk in BACKENDS[self._backend].engine_trunks and graph.partition("-")[0] == "step"
-        return open_engine(
-            self._backend,
-            self.bundle.path(f"{graph}.onnx"),
-            shapes,
-            self._device,
-            digest,
-            precision=trunk if by_engine else None,
-            plan=plan,
-            rebuild=self._rebuild,
-        )
 
     @cached_property
     def _scale_tables(self) -> list[ScaleTables]:
@@ -452,44 +364,3 @@ def batch_size(clips: int, most: int) -> int:
     """The smallest batch, of `most` at most, that makes so many clips in as few turns: 9 by 8 are 5 and 4."""
     turns = -(-clips // most)
     return -(-clips // turns) if turns else 1
-
-
-def graph_shapes(
-    sizes: dict[str, int],
-    steps: int = TIME_ROWS,
-    step_sigmas: Sequence[float] = (),
-    latents: int | None = None,
-    batch: int = 2,
-) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile.
-
-    steps: rows of t; step_sigmas: the manifest's, there is a step graph more than these. latents: of the clip (default:
-    the model's full length); batch: CFG halves that the step graphs see.
-    """
-    s = sizes
-    key = (batch, s["num_heads"], s["context_tokens"], s["dim_heads"])
-    context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
-    latents = latents or s["max_latents"]
-    tile = s.get("tile_latents")
-    step = {
-        "x": (batch, s["io_channels"], latents),
-        "global_embed": (batch, s["embed_dim"]),
-        "time_embed": (s["embed_dim"],),
-        **({"step_scales": (s["step_scales"],)} if "step_scales" in s else {}),
-        **context,
-    }
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},
-        "conditioning": {
-            "prompt_embeds": (2, s["prompt_tokens"], s["cond_dim"]),
-            **({"seconds_start": (2,)} if s["context_tokens"] - s["prompt_tokens"] > 1 else {}),
-            "seconds_total": (2,),
-            "keep": (2,),
-            "t": (steps,),
-        },
-        **dict.fromkeys(step_graphs(step_sigmas), step),
-        "decoder": {"latents": (1, s["io_channels"], min(tile or latents, latents))},
-    }
-    if tile:
-        shapes["encoder"] = {"audio": (1, s["encoder_channels"], tile * s["downsampling_ratio"])}
-    return shapes

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 
 STEPS = 5
 GRAPHS = ("text", "conditioning", "step", "decoder")

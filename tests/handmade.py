@@ -23,7 +23,7 @@ from dit_trt.exporters.float_graphs import ConditioningGraph, export_topologies
 from dit_trt.exporters.linears import DIT_PREFIX, Linear
 from dit_trt.exporters.qdq import Written, write_graph
 from dit_trt.exporters.quantized import Activation, LowRank, QuantizedLinear, Slot, Weight
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling.build import bundle_sizes
 from dit_trt.tooling.smoothing import Smoothing, fold, smoothing_factor, smoothing_factors
 from dit_trt.tooling.write_graphs import folded_weights

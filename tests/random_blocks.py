@@ -21,7 +21,7 @@ from dit_trt.exporters.linears import Linear, block_linears
 from dit_trt.exporters.lint import lint
 from dit_trt.exporters.qdq import write_graph
 from dit_trt.exporters.quantized import Activation, LowRank, QuantizedLinear, Weight
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling.build import Proven, bundle_sizes, prove
 
 

@@ -23,7 +23,8 @@ from ..engines.tensorrt_build import PlanOptions
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import attention_names
 from ..exporters.linears import Linear
-from ..runtime.pipeline import Settings, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Settings
 from ..runtime.step_engine import cfg_halves
 from .layers import layers
 from .quantize import QuantizedRange, quantize_model

@@ -25,7 +25,8 @@ from ..exporters.checkpoint import Checkpoint
 from ..exporters.float_graphs import GRAPH_FORMAT, export_topologies
 from ..exporters.qdq import write_graph
 from ..exporters.taps import ROWS, add_taps
-from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Pipeline, Settings
 from .journal import Journal
 
 Float = NDArray[np.float32]

@@ -34,7 +34,8 @@ from ..engines.home import home, read_json, write_whole
 from ..engines.manifest import step_graphs
 from ..engines.onnxruntime import ONNXRuntimeEngine
 from ..engines.tensorrt import TensorRTEngine, unusable
-from ..runtime.pipeline import Pipeline, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Pipeline
 from .cli.common import dit_command, path_option, say, show
 from .gpu_table import markdown
 from .process_memory import memory_of

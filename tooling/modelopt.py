@@ -32,7 +32,8 @@ from ..exporters.float_graphs import export_topologies
 from ..exporters.half import GRAPHS as half_graphs
 from ..exporters.linears import Linear
 from ..exporters.qdq import write_graph
-from ..runtime.pipeline import Pipeline, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Pipeline
 from .build import Built, prove
 from .cli.common import UsageError, dit_command, megabytes, path_option, progress, say, tell
 from .layers import layers

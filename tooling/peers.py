@@ -27,7 +27,8 @@ from ..engines.errors import UserError
 from ..exporters.linears import Linear
 from ..exporters.qdq import is_weight
 from ..exporters.rewriting import matmuls_by_weight
-from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Pipeline, Settings
 
 Float = NDArray[np.float32]
 Call = Mapping[str, Float]  # every input of the step graph, both guidance halves

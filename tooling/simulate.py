@@ -25,7 +25,8 @@ from ..exporters.float_graphs import ConditioningGraph, StepGraph, context_names
 from ..exporters.int4 import expand
 from ..exporters.linears import DIT_PREFIX
 from ..exporters.quantized import LARGEST, Weight
-from ..runtime.pipeline import Pipeline, Settings, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Pipeline, Settings
 from ..runtime.step_engine import Conditioning, graph_index
 from .quantize import Quantized, QuantizedRange, quantize_model, range_bounds
 from .recipe import Recipe

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..engines.base import BACKENDS, open_engine
 from ..engines.manifest import step_graphs
-from ..runtime.pipeline import Pipeline, graph_shapes
+from ..runtime.graph_shapes import graph_shapes
+from ..runtime.pipeline import Pipeline
 from ..runtime.step_engine import StepEngine
 
 

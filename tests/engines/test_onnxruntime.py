@@ -22,7 +22,8 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.onnxruntime import ONNXRuntimeEngine
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.runtime.pipeline import Pipeline, Settings, graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
+from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.tooling.build import build_bundle, prove
 from dit_trt.tooling.recipe import Recipe
 

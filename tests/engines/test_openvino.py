@@ -23,7 +23,7 @@ from graphs import (
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.openvino import OpenVINOEngine
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling import build as building
 from dit_trt.tooling.recipe import Recipe
 

@@ -29,7 +29,7 @@ from dit_trt.engines.tensorrt_account import (
 )
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.exporters.float_graphs import attention_names
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling.build import Proven, build_bundle, prove
 from dit_trt.tooling.recipe import Recipe
 

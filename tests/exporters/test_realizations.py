@@ -27,7 +27,7 @@ from dit_trt.exporters.linears import Linear
 from dit_trt.exporters.lint import lint
 from dit_trt.exporters.qdq import Written
 from dit_trt.exporters.step_slots import INPUT
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling.build import bundle_sizes
 from dit_trt.tooling.tables import Calibration
 

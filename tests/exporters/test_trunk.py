@@ -23,7 +23,7 @@ from dit_trt.exporters.data_file import DataFile
 from dit_trt.exporters.lint import lint
 from dit_trt.exporters.rewriting import Rewriting
 from dit_trt.exporters.trunk import HALVES, Trunk
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling.build import bundle_sizes
 from dit_trt.tooling.tables import Calibration
 

@@ -184,5 +184,5 @@ def test_a_heavy_graph_does_not_stay_open(pipeline: Pipeline, monkeypatch: pytes
         return {graph for graph, *_ in one._engines}
 
     assert open_after_a_clip() == {"text", "conditioning", "step", "decoder", "encoder"}
-    monkeypatch.setattr("dit_trt.runtime.pipeline.HEAVY", 10_000)
+    monkeypatch.setattr("dit_trt.runtime.open_bundle.HEAVY", 10_000)
     assert open_after_a_clip() == {"text", "step"}, "the tiny text table is not heavy"

@@ -14,7 +14,8 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.manifest import MANIFEST
 from dit_trt.engines.openvino import OpenVINOEngine
-from dit_trt.runtime.pipeline import Pipeline, Settings, graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
+from dit_trt.runtime.pipeline import Pipeline, Settings
 from dit_trt.runtime.step_engine import Conditioning, StepEngine, graph_index
 
 SCHEDULES = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dit_trt.exporters.checkpoint import Checkpoint
-from dit_trt.runtime.pipeline import graph_shapes
+from dit_trt.runtime.graph_shapes import graph_shapes
 from dit_trt.tooling.build import bundle_sizes
 from dit_trt.tooling.simulate import StepChannelLinear, step_channel_model
 from dit_trt.tooling.tables import Calibration
