@@ -98,7 +98,7 @@ def flush(path: Path) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file at once. Whatever happens to the process: it is the old one or the new one, and whole.
 
-    A killed process leaves `.<name>.<pid>.tmp` beside it at most.
+    A killed process leaves `.<name>.<pid>.tmp` beside it at most, which `sweep` removes.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -107,6 +107,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of `write_whole`: of that file in `folder`, or of any there and below it.
+
+    No other process may be at them.
+    """
+    of = ".+" if name is None else re.escape(name)
+    for part in folder.rglob(".*.tmp") if name is None else folder.glob(".*.tmp"):
+        if re.fullmatch(rf"\.{of}\.[0-9]+\.tmp", part.name):
+            part.unlink()
 
 
 def keep(path: Path, content: str | bytes) -> None:

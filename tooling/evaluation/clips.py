@@ -22,7 +22,7 @@ from typing import Any
 
 from ...calib_data.reader import Caption
 from ...engines.errors import UserError
-from ...engines.home import flocked, flush, read_json, sha256, write_whole
+from ...engines.home import flocked, flush, read_json, sha256, sweep, write_whole
 from ...runtime.pipeline import Clip as Made
 from ...runtime.pipeline import Pipeline, batch_size
 from ...runtime.settings import Settings
@@ -102,11 +102,11 @@ def evaluation_folder(folder: Path, plan: Plan, bundles: Mapping[str, str]) -> I
             stack.enter_context(flocked(folder, wait=False))
         except BlockingIOError:
             raise UserError(f"another process is generating into {folder}; wait for it") from None
-        for part in folder.glob(".*.tmp"):  # of a process that was killed
-            part.unlink()
-        if not (folder / PLAN).is_file() and any(folder.iterdir()):
+        begun = (folder / PLAN).is_file()
+        sweep(folder, None if begun else PLAN)
+        if not begun and any(folder.iterdir()):
             raise UserError(f"{folder} holds something else than an evaluation; give --output another folder")
-        known = read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
+        known = read_json(folder / PLAN) if begun else {}
         wanted = plan.to_dict()
         for part, value in wanted.items():
             if known and known.get(part) != value:

@@ -146,6 +146,23 @@ def test_a_folder_is_for_one_plan_and_one_build_of_each_bundle(tmp_path: Path) -
         pass
 
 
+def test_what_a_killed_process_left_of_its_results_is_removed(tmp_path: Path) -> None:
+    with evaluation_folder(tmp_path, PLAN, {}):
+        pass
+    heard = tmp_path / ".heard" / "birdnet"
+    heard.mkdir(parents=True)
+    for left in (tmp_path / ".table.md.17.tmp", tmp_path / ".table.json.18.tmp", heard / ".a1.npy.19.tmp"):
+        left.write_text("| ")
+    mine = [tmp_path / ".notes.tmp", heard / "a1.npy"]
+    for file in mine:
+        file.write_text("whole")
+    with evaluation_folder(tmp_path, PLAN, {}):
+        pass
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        [*mine, tmp_path / "evaluation.json"]
+    )
+
+
 def test_what_a_killed_process_left_of_its_plan_is_no_stranger(tmp_path: Path) -> None:
     (tmp_path / ".evaluation.json.17.tmp").write_text('{"cap')
     with evaluation_folder(tmp_path, PLAN, {}):
@@ -154,13 +171,15 @@ def test_what_a_killed_process_left_of_its_plan_is_no_stranger(tmp_path: Path) -
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
+    mine = {"thesis.txt", ".thesis.txt.17.tmp", ".table.md.17.tmp", ".evaluation.json.old.tmp"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     with (
         pytest.raises(UserError, match="holds something else than an evaluation"),
         evaluation_folder(tmp_path, PLAN, {}),
     ):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == mine
 
 
 def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
