@@ -22,8 +22,8 @@ from .tensorrt_account import Product, attention_nodes, int8_nodes, products_of_
 from .tensorrt_build import CURRENT, PlanOptions, Say, build_plan, check_targets
 from .tensorrt_kernels import KernelCache
 
-PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for compute capability 8.0 and later
-RTX_GPUS, RTX_FROM = ("7.5", "8.0", "8.6", "8.9"), 12  # compute capabilities that TensorRT-RTX runs on
+PORTABLE = "portable"  # TensorRT-RTX's plans, where no target is chosen: for all of these but 7.5
+RTX_GPUS, RTX_FROM = ("7.5", "8.0", "8.6", "8.9"), 12  # compute capabilities that TensorRT-RTX runs on, it says
 STEP_INPUT = "x"  # of the step graph, [batch, channels, latents]
 
 
@@ -37,7 +37,10 @@ def unbuildable() -> str | None:
 
 def unusable() -> str | None:
     """Why nothing can run with it here."""
-    return unbuildable() or _no_gpu() or _too_foreign()
+    if why := unbuildable() or _no_gpu():
+        return why
+    reasons = [_foreign(device) for device in range(cuda.device_count())]
+    return None if None in reasons else reasons[0]
 
 
 def _no_gpu() -> str | None:
@@ -49,13 +52,13 @@ def _no_gpu() -> str | None:
         return str(error)
 
 
-def _too_foreign() -> str | None:
-    """Why TensorRT-RTX runs on none of the GPUs here. On an H200 it opens no plan, its own target or not."""
-    found = [cuda.compute_capability(i) for i in range(cuda.device_count())] if tensorrt_api.is_rtx() else []
-    if not found or any(each in RTX_GPUS or int(each.partition(".")[0]) >= RTX_FROM for each in found):
+def _foreign(device: int) -> str | None:
+    """Why TensorRT-RTX does not run on this GPU. An H200 opened no plan: docs/gpu-results.md has what it said."""
+    own = cuda.compute_capability(device)
+    if not tensorrt_api.is_rtx() or own in RTX_GPUS or int(own.partition(".")[0]) >= RTX_FROM:
         return None
     known = f"{', '.join(RTX_GPUS)} and {RTX_FROM}.0 and later"
-    return f"TensorRT-RTX runs on compute capability {known}, the GPU here has {found[0]}: install tensorrt"
+    return f"TensorRT-RTX runs on compute capability {known}, cuda:{device} has {own}: install tensorrt"
 
 
 def runtime_version() -> str:
@@ -63,8 +66,9 @@ def runtime_version() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises UserError, naming those there are, for a device that is not."""
-    _index(device)
+    """Raises UserError, naming those there are, for a device that is not, and for one it does not run on."""
+    if (why := _foreign(_index(device))) is not None:
+        raise UserError(why)
 
 
 def _index(device: str) -> int:
@@ -164,6 +168,7 @@ class TensorRTPlan:
     def _deserialize(self) -> Any:
         trt, log = tensorrt_api.api(), tensorrt_api.log()
         log.errors.clear()
+        check_device(self._device)
         cuda.use_device(_index(self._device))
         self._runtime = trt.Runtime(log)  # outlives its engines
         engine = self._runtime.deserialize_cuda_engine(self.plan)

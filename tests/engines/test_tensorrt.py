@@ -363,11 +363,17 @@ def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(
     monkeypatch.setattr(cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(cuda, "compute_capability", lambda device: capabilities[device])
     monkeypatch.setattr(tensorrt_api, "is_rtx", lambda: rtx)
+    for i, each in enumerate(capabilities):
+        if rtx and each in ("9.0", "10.0"):
+            with pytest.raises(UserError, match=rf"cuda:{i} has {each}: install tensorrt"):
+                tensorrt.check_device(f"cuda:{i}")
+        else:
+            tensorrt.check_device(f"cuda:{i}")
     if runs:
         assert tensorrt.unusable() is None
         return
     assert choose_backend("auto") != "tensorrt"
-    reason = rf"runs on compute capability 7.5, .* and 12.0 and later, the GPU here has {capabilities[0]}: install tens"
+    reason = rf"runs on compute capability 7.5, .* and 12.0 and later, cuda:0 has {capabilities[0]}: install tensorrt"
     with pytest.raises(UserError, match=reason):
         choose_backend("tensorrt")
 
