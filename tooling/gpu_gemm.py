@@ -66,14 +66,19 @@ def milliseconds(
     return {name: statistics.median(found[WARM_UP:]) for name, found in times.items()}
 
 
+def gpu_name() -> str:
+    """PyTorch's GPU. Raises UserError where it sees none."""
+    if not torch.cuda.is_available():
+        raise UserError("PyTorch sees no NVIDIA GPU here; it takes one, its driver and a CUDA build of torch")
+    return torch.cuda.get_device_name()
+
+
 @click.command()
 @click.option("--rounds", type=click.IntRange(1, 9999), default=ROUNDS, show_default=True)
 @dit_command
 def command(rounds: int) -> dict:
     """Time INT8, FP16 and BF16 products of Stable Audio Open's shapes by PyTorch."""
-    if not torch.cuda.is_available():
-        raise UserError("PyTorch sees no NVIDIA GPU here; it takes one, its driver and a CUDA build of torch")
-    name = torch.cuda.get_device_name()
+    name = gpu_name()
     show(f"{name}, torch {torch.__version__}; products by PyTorch, not by our engine; medians of {rounds} rounds, ms")
     rows: list[list[object]] = [["product", "tokens", "fp16", "bf16", "int8", "fp16/int8"]]
     for tokens in TOKENS:

@@ -14,10 +14,9 @@ import click
 import torch
 from torch import Tensor
 
-from ..engines.errors import UserError
 from ..exporters.checkpoint import Checkpoint
 from .cli.common import dit_command, show, show_table
-from .gpu_gemm import milliseconds
+from .gpu_gemm import gpu_name, milliseconds
 from .torch_steps import torch_dit
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +39,7 @@ def graph_of(checkpoint: Checkpoint, kind: torch.dtype) -> Callable[[], object]:
     pairs = [(drawn(*key), drawn(*key)) for _ in range(c.depth)]
     with torch.inference_mode():
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())  # which draws the inputs
         with torch.cuda.stream(side):
             for _ in range(3):
                 dit.step(x, prepend, pairs, cos, sin)
@@ -47,10 +47,9 @@ def graph_of(checkpoint: Checkpoint, kind: torch.dtype) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             dit.step(x, prepend, pairs, cos, sin)
-    held = dit, x, prepend, pairs, cos, sin
+    held = dit, x, prepend, pairs, cos, sin  # the graph knows their addresses, and does not keep them
 
-    def launch() -> None:
-        assert held
+    def launch(held: object = held) -> None:
         graph.replay()
 
     return launch
@@ -62,12 +61,10 @@ def graph_of(checkpoint: Checkpoint, kind: torch.dtype) -> Callable[[], object]:
 @dit_command
 def command(model: str, rounds: int) -> dict:
     """Time a step of a checkpoint's DiT by PyTorch on the GPU: fp32, bf16 and fp16."""
-    if not torch.cuda.is_available():
-        raise UserError("PyTorch sees no NVIDIA GPU here; it takes one, its driver and a CUDA build of torch")
+    name = gpu_name()
     checkpoint = Checkpoint.open(model)
     works = {name: graph_of(checkpoint, kind) for name, kind in KINDS.items()}
     found = milliseconds(works, rounds, torch.cuda.synchronize)
-    name = torch.cuda.get_device_name()
     show(f"{name}, torch {torch.__version__}; a step of {model}, both halves, by PyTorch; medians of {rounds} rounds")
     rows = [[kind, f"{value:.3f} ms", f"{found['fp32'] / value:.2f}"] for kind, value in found.items()]
     show_table([["arithmetic", "step", "times fp32"], *rows])

@@ -8,9 +8,9 @@ the same in small. They are written one tensor at a time.
 
 `sao-block` is one block of Stable Audio Open 1.0 at its own width and length (D 1536, 24 heads, 12 key/value heads,
 1024 latents + 1 token, 130 context tokens) with a text encoder and decoder of the demo's kinds; `sao-dit` has all 24
-blocks (2.1 GB). Weights are normal
-with the variance that keeps activations in range; norms and the SwiGLU have loud channels, as trained transformers do,
-so that quantizing them is not easier than the real thing. Nothing any of them makes of a prompt is sound.
+blocks. Weights are normal with the variance that keeps activations in range; norms and the SwiGLU have loud channels,
+as trained transformers do, so that quantizing them is not easier than the real thing. Nothing any of them makes of a
+prompt is sound.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _t5_tokenizer() -> Tokenizer:
 def command(shape: str, folder: str, seed: int) -> dict:
     """Write the checkpoint of SHAPE (sao, sao-small, sao-tiny, sao-small-tiny, sao-block, sao-dit) into FOLDER.
 
-    sao takes 5.3 GB of disk, sao-small 2.5.
+    sao takes 5.3 GB of disk, sao-small 2.5, sao-dit 2.1.
     """
     path = path_option(folder)
     assert path is not None
