@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import QUICK_CALIBRATION, error_of, invoke, one_object
 from graphs import random_inputs
+from hardware import bf16_products
 
 from dit_trt.engines import openvino
 from dit_trt.engines.base import BACKENDS, TRUNKS, choose_trunk
@@ -21,8 +22,7 @@ from dit_trt.tooling.recipe import Recipe
 
 @pytest.fixture(scope="module")
 def bf16(tiny: Path, tiny_table_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    if not openvino.has_bf16():
-        pytest.skip("this CPU has no BF16")
+    bf16_products()
     folder = tmp_path_factory.mktemp("bf16") / "bundle"
     built = one_object(
         invoke("build", "--model", tiny, *QUICK_CALIBRATION, "--trunk", "bf16", "--output", folder, "--json").stdout
