@@ -77,7 +77,7 @@ class Row:
 @dataclass(frozen=True)
 class ColdStart:
     """Seconds from process start to the WAV, 100 steps: the first run (compiles) and the median of later ones; and the
-    median to the end of a later run's first step.
+    median of later processes that end after their first step.
     """
 
     backend: str
@@ -359,7 +359,7 @@ def markdown(report: Report) -> str:
         lines += ["", f"Read with care: {why}; run it again on an idle machine, with more rounds."]
     for start in report.cold_starts:
         wav = f"to WAV {start.later:.1f} s ({start.first:.1f} s the first time)"
-        lines += ["", f"{start.backend}: process start {wav}, to the end of the first step {start.first_step:.2f} s"]
+        lines += ["", f"{start.backend}: process start {wav}, to its end after the first step {start.first_step:.2f} s"]
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from commands import error_of, files_in, invoke, one_object
 from hardware import exact_int8
 
 from dit_trt.engines.errors import UserError
+from dit_trt.engines.home import home as home_folder
 from dit_trt.engines.openvino import has_bf16
 from dit_trt.exporters.checkpoint import Checkpoint
 from dit_trt.runtime.pipeline import Pipeline, Settings
@@ -222,13 +225,20 @@ def test_the_table_has_a_line_for_each(report):
     rows = [line for line in lines[2:] if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in rows[2:]] == CONTENDERS
     assert len({line.count("|") for line in rows}) == 1
-    starts = [line for line in lines if "process start to WAV" in line]
+    starts = [line for line in lines if "process start to WAV" in line and "after the first step" in line]
     assert [line.partition(":")[0] for line in starts] == ["openvino", "onnxruntime"]
 
 
-def test_cold_starts_are_whole_processes(report):
+def test_cold_starts_are_whole_processes(report, tiny_sqs, monkeypatch):
     assert [start.backend for start in report.cold_starts] == ["openvino", "onnxruntime"]
-    assert all(start.first > 0.2 and min(start.later, start.first_step) > 0.2 for start in report.cold_starts)
+    assert all(min(start.first, start.later, start.first_step) > 0 for start in report.cold_starts)
+    run, seen = subprocess.run, []
+    monkeypatch.setattr(benching.subprocess, "run", lambda *a, **k: seen.append((a[0], k["env"])) or run(*a, **k))
+    start = benching.cold_start(tiny_sqs, runs=2)
+    assert start.backend == tiny_sqs.backend and min(start.first, start.later, start.first_step) > 0
+    assert [command[0] for command, _ in seen] == [sys.executable] * 5
+    assert ["--stop-after" in command for command, _ in seen] == [False, False, True, False, True]
+    assert len({env["DIT_TRT_HOME"] for _, env in seen}) == 1 and seen[0][1]["DIT_TRT_HOME"] != str(home_folder())
 
 
 def test_the_command(tiny, report, tmp_path, monkeypatch, home):
