@@ -53,7 +53,9 @@ def main(address: str | None, clips: int, seconds: float) -> None:
     """Print milliseconds a clip, and of the processor of this process alone."""
     plan = Plan(tuple(Caption(f"{i:05}", "silence") for i in range(clips)), Settings(), seconds)
     _run("here", plan, Silent(seconds).make(plan.clips))
-    for workers in (1, 2) if address else ():
+    if address is None:
+        return
+    for workers in (1, 2):
         with Cluster(address, workers, False, print) as cluster:
             job = Job("", "", Plan((), plan.settings, seconds))
             list(cluster.make(job, [plan.clips[:1]] * workers, opener))  # opened
