@@ -175,13 +175,16 @@ def test_sigterm_finishes_what_was_accepted(server: Server, pool: ThreadPoolExec
 
 def test_a_second_signal_ends_between_two_steps(tiny_sqs: Bundle, pool: ThreadPoolExecutor) -> None:
     server = start(tiny_sqs, "--max-batch", "1")
-    running = pool.submit(server.make, steps=LONG)
-    server.until("dit_trt_running", 1)
-    for _ in range(2):
-        server.process.send_signal(signal.SIGINT)
-        time.sleep(0.05)
-    assert running.result()[0] == 503
-    code, _, stderr = server.end()
+    try:
+        running = pool.submit(server.make, steps=LONG)
+        server.until("dit_trt_running", 1)
+        for _ in range(2):
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        assert running.result()[0] == 503
+        code, _, stderr = server.end()
+    finally:
+        server.process.kill()
     assert code == 0
     assert stderr.endswith("stopped; what was not finished was answered with 503\n")
     assert "Traceback" not in stderr

@@ -1,4 +1,7 @@
-"""The service around the tiny bundle, in this process; its generating can be held between two steps."""
+"""The service around the tiny bundle, in this process; its generating can be held between two steps.
+
+Its client is starlette's, which is made of httpx2.
+"""
 
 from __future__ import annotations
 
