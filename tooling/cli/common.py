@@ -120,7 +120,7 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
 
 
 def _extra(package: str | None) -> str:
-    return {"onnxruntime": "onnxruntime", "huggingface_hub": "hub"}.get(package or "", "build")
+    return {"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "gradio": "studio"}.get(package or "", "build")
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
