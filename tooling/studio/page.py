@@ -22,7 +22,6 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from gradio.themes import Default
 
-from ...engines.bundle import Bundle
 from ...engines.errors import UserError
 from . import shown
 from .running import Stopped, reports
@@ -137,13 +136,15 @@ class Page:
         return blocks
 
     def _form(self) -> None:
+        titles = self._studio.titles()
+        first = self._studio.model(titles[0][1])
         self._fields: dict[str, Any] = {
             "prompt": gr.Textbox(label="Prompt", placeholder="dog barking", lines=1, max_lines=1, autofocus=True)
         }
         with gr.Row():
-            self._fields["seconds"] = gr.Number(label="Seconds", step=0.5, min_width=90)
-            self._fields["steps"] = gr.Number(label="Steps", step=1, min_width=90)
-            self._fields["cfg"] = gr.Number(label="Guidance", step=0.5, min_width=90)
+            self._fields["seconds"] = gr.Number(first.seconds, label="Seconds", step=0.5, min_width=90)
+            self._fields["steps"] = gr.Number(first.settings.steps, label="Steps", step=1, min_width=90)
+            self._fields["cfg"] = gr.Number(first.settings.cfg_scale, label="Guidance", step=0.5, min_width=90)
         with gr.Row(equal_height=True):
             self._fields["seed"] = gr.Textbox(label="Seed", value="1000", min_width=90, max_lines=1, scale=2)
             self._new_seed = gr.Button("New seed", min_width=90, scale=1)
@@ -152,12 +153,14 @@ class Page:
             self._fields["init_audio"] = gr.Audio(
                 label="Recording", sources=["upload", "microphone"], type="filepath", elem_id="recording"
             )
-            self._fields["init_noise_level"] = gr.Number(
-                label="Noise level: how far it is changed", info="Empty: the model's own, 1 or 0.5.", step=0.1
+            self._fields["init_noise_level"] = gr.Textbox(
+                label="Noise level: how far it is changed", placeholder="the model's own", max_lines=1
             )
-        self._fields["bundle"] = gr.Dropdown([], label="Bundle", elem_id="bundle")
-        self._about = gr.HTML("", elem_id="about")
-        self._other = gr.Dropdown([], label="Compare with (A; the bundle above is B)", elem_id="other")
+        self._fields["bundle"] = gr.Dropdown(titles, value=titles[0][1], label="Bundle", elem_id="bundle")
+        self._about = gr.HTML(shown.about(first), elem_id="about")
+        self._other = gr.Dropdown(
+            titles, value=first.other, label="Compare with (A; the bundle above is B)", elem_id="other"
+        )
         with gr.Row():
             self._go = gr.Button("Generate", variant="primary", min_width=90)
             self._compare = gr.Button("Compare", min_width=90)
@@ -176,9 +179,11 @@ class Page:
             "concurrency_limit": 1,
         }
         shows = [self._status, self._live, self._result, self._command, self._history, self._made]
-        of_bundle = [*chosen, self._other, self._about, self._status]
-        blocks.load(self._opened, None, [self._fields["bundle"], *of_bundle], **quick)
-        self._fields["bundle"].input(self._chosen, self._fields["bundle"], of_bundle, **quick)
+        lists = [self._fields["bundle"], self._other]
+        blocks.load(self._lists, None, lists, **quick)
+        self._fields["bundle"].input(
+            self._chosen, self._fields["bundle"], [*chosen, self._other, self._about, self._status], **quick
+        )
         for triggers, work, more in (
             ([self._go.click, self._fields["prompt"].submit], self._generate, []),
             ([self._compare.click], self._compared, [self._other]),
@@ -195,31 +200,18 @@ class Page:
 
     # -------------------- bundles
 
-    def _opened(self) -> list[Any]:
-        """The page is loaded: its lists, and the first bundle's own settings."""
-        bundles = self._studio.bundles()
-        first = next(iter(bundles))
-        choices = [(_title(name, bundle), name) for name, bundle in bundles.items()]
-        return [gr.Dropdown(choices=choices, value=first), *self._chosen(first)]
+    def _lists(self) -> list[Any]:
+        """What was built since is there when the page is loaded again."""
+        return [gr.Dropdown(choices=self._studio.titles()) for _ in range(2)]
 
     def _chosen(self, name: str) -> list[Any]:
-        """The model's own settings, the bundles to compare with, a line about it, and what is wrong with it."""
+        """The model's own settings, the bundle to compare with, a line about it; or what is wrong with it."""
         try:
-            bundle = self._studio.bundle(name)
-            own, longest = self._studio.limits(name)
+            model = self._studio.model(name)
         except UserError as error:
             return [*[gr.skip()] * 5, shown.error(str(error))]
-        others = [(_title(n, b), n) for n, b in self._studio.bundles().items() if n != name]
-        recipe = "" if self._studio.float_bundle(name) else "; for a comparison: dit-trt build --method none"
-        about = f"Model {bundle.manifest['model']['name']}, {bundle.backend}, clips up to {longest:.2f} s{recipe}"
-        return [
-            min(10.0, int(longest * 100) / 100),
-            own.steps,
-            own.cfg_scale,
-            gr.Dropdown(choices=others, value=self._studio.float_bundle(name)),
-            shown.status(about),
-            gr.skip(),
-        ]
+        own = model.settings
+        return [model.seconds, own.steps, own.cfg_scale, model.other, shown.about(model), gr.skip()]
 
     # -------------------- generating
 
@@ -310,12 +302,6 @@ def _forget(made: list[Take | Comparison]) -> None:
     for one in made:
         for take in (one,) if isinstance(one, Take) else one.takes:
             shutil.rmtree(take.file.parent, ignore_errors=True)
-
-
-def _title(name: str, bundle: Bundle) -> str:
-    recipe = bundle.manifest["recipe"]
-    kind = "FP32" if recipe["method"] == "none" else f"{recipe['method'].upper()} {recipe['bits'].upper()}"
-    return f"{kind}, {bundle.size_bytes / 1e6:.1f} MB: {name}"
 
 
 def _buttons(busy: bool) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from .takes import Comparison, Progress, Take
+from .takes import Comparison, Model, Progress, Take
 
 MB = 1e6
 
@@ -16,6 +16,14 @@ def status(message: str) -> str:
 
 def error(message: str) -> str:
     return f'<p role="alert" class="error">{escape(message)}</p>'
+
+
+def about(model: Model) -> str:
+    """A line below the bundle."""
+    words = f"Model {model.name}, {model.backend}, clips up to {model.max_seconds:.2f} s."
+    if model.other is None:
+        words += " There is no other bundle of it to compare with; FP32's is made by: dit-trt build --method none"
+    return f"<p>{escape(words)}</p>"
 
 
 def progress(now: Progress, picture: bytes | None) -> str:

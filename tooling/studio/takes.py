@@ -73,6 +73,31 @@ class Comparison:
     picture: bytes
 
 
+@dataclass(frozen=True)
+class Model:
+    """What a bundle's model does when nothing else is said; max_seconds: its longest clip.
+
+    other: the bundle of it to compare with, FP32 if there is one.
+    """
+
+    name: str
+    backend: str
+    settings: Settings
+    max_seconds: float
+    other: str | None
+
+    @property
+    def seconds(self) -> float:
+        """The length that is made when none is asked for, in hundredths."""
+        return min(10.0, int(100 * self.max_seconds) / 100)
+
+
+def recipe_of(bundle: Bundle) -> str:
+    """FP32, or as in SQS W8A8."""
+    recipe = bundle.manifest["recipe"]
+    return "FP32" if recipe["method"] == "none" else f"{recipe['method']} {recipe['bits']}".upper()
+
+
 Say = Callable[[Progress], object]
 Seen = Callable[[int, Float], object]  # step, denoised estimate [channels, latents]
 
@@ -152,19 +177,20 @@ class Studio:
         name = first.folder.name if home.get(first.folder.name, first).folder == first.folder else str(first.folder)
         return {name: first} | home
 
-    def float_bundle(self, name: str) -> str | None:
-        """The newest FP32 bundle of the same model, for a comparison."""
-        every = self.bundles()
-        if (bundle := every.get(name)) is None:
-            return None
-        digest = bundle.manifest["model"]["digest"]
-        floats = (n for n, b in every.items() if b.manifest["recipe"]["method"] == "none")
-        return next((n for n in floats if n != name and every[n].manifest["model"]["digest"] == digest), None)
+    def titles(self) -> list[tuple[str, str]]:
+        """(what a person reads, the name) of each bundle."""
+        return [(f"{recipe_of(b)}, {b.size_bytes / 1e6:.1f} MB: {name}", name) for name, b in self.bundles().items()]
 
-    def limits(self, name: str) -> tuple[Settings, float]:
-        """A bundle's own settings and its longest clip in seconds. Raises UserError when it cannot run here."""
-        pipeline = Pipeline(self.bundle(name), self._device)
-        return pipeline.settings(), pipeline.max_seconds
+    def model(self, name: str) -> Model:
+        """Raises UserError for a bundle that is not there or cannot run here."""
+        bundle = self.bundle(name)
+        pipeline = Pipeline(bundle, self._device)
+        manifest = bundle.manifest["model"]
+        alike = {n: b for n, b in self.bundles().items() if b.manifest["model"]["digest"] == manifest["digest"]}
+        others = sorted(alike.keys() - {name}, key=lambda n: (recipe_of(alike[n]) != "FP32", list(alike).index(n)))
+        return Model(
+            manifest["name"], bundle.backend, pipeline.settings(), pipeline.max_seconds, next(iter(others), None)
+        )
 
     def bundle(self, name: str) -> Bundle:
         return self.bundles().get(name) or find_bundle(name)
@@ -209,12 +235,11 @@ class Studio:
         clip = next(iter(clips))
         file = self.folder / uuid.uuid4().hex / clip_name(wish.prompt, clip.seed)
         write_wav(file, clip.audio, clip.sample_rate)
-        recipe = pipeline.bundle.manifest["recipe"]
         take = Take(
             wish,
             file,
             settings.steps,
-            "FP32" if recipe["method"] == "none" else f"{recipe['method'].upper()} {recipe['bits'].upper()}",
+            recipe_of(pipeline.bundle),
             pipeline.bundle.size_bytes,
             1000 * statistics.median(clip.step_seconds),
             sum(clip.step_seconds) - run.preview_seconds,
