@@ -160,6 +160,11 @@ assert rate == 8000
     np.testing.assert_array_equal(audio, expected)
 
 
+def test_openvino_tells_nobody_that_it_is_used():
+    code = "import dit_trt.engines.openvino, openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
+    assert python(code).stdout == "openvino.tools.ovc.telemetry_stub\n"
+
+
 def test_the_lazy_names_are_there():
     from dit_trt.engines.errors import UserError
     from dit_trt.runtime.pipeline import Pipeline, Settings

@@ -221,7 +221,7 @@ class Page:
         ahead = len(self._runs)
         self._runs[request.session_hash] = threading.Event()
         message = f"Waiting: {ahead} before yours." if ahead else "Opening the bundle."
-        return [shown.status(message), *_buttons(busy=True)]
+        return [shown.status(message, now=True), *_buttons(busy=True)]
 
     def _end(self, request: gr.Request) -> list[Any]:
         self._runs.pop(request.session_hash, None)
@@ -230,7 +230,7 @@ class Page:
     def _stopped(self, request: gr.Request) -> str:
         if (run := self._runs.get(request.session_hash)) is not None:
             run.set()
-        return shown.status("Stopping after this step.")
+        return shown.status("Stopping after this step.", now=True)
 
     def _left(self, request: gr.Request) -> None:
         """The page was closed."""
@@ -260,7 +260,10 @@ class Page:
             for report in reports(work(wish), stop):
                 if isinstance(report, Progress):
                     picture = report.picture or (picture if report.done else None)
-                    yield {self._live: shown.progress(report, picture), self._status: shown.status("Sampling.")}
+                    yield {
+                        self._live: shown.progress(report, picture),
+                        self._status: shown.status("Sampling.", now=True),
+                    }
             made = [*made, report]
             _forget(made[:-MOST_KEPT])
             made = made[-MOST_KEPT:]

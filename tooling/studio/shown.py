@@ -10,8 +10,9 @@ from .takes import Comparison, Model, Progress, Take
 MB = 1e6
 
 
-def status(message: str) -> str:
-    return f'<p role="status">{escape(message)}</p>'
+def status(message: str, now: bool = False) -> str:
+    """now: something runs, and the line will be another."""
+    return f'<p role="status"{" class=now" * now}>{escape(message)}</p>'
 
 
 def error(message: str) -> str:

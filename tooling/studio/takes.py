@@ -173,9 +173,9 @@ class Studio:
     def bundles(self) -> dict[str, Bundle]:
         """What can be chosen, by the name `dit-trt run` takes: the one to begin with, then the newest first."""
         home = {bundle.folder.name: bundle for bundle in list_bundles()}
-        first = self._first
-        name = first.folder.name if home.get(first.folder.name, first).folder == first.folder else str(first.folder)
-        return {name: first} | home
+        name = self._first.folder.name
+        at_home = name in home and home[name].folder == self._first.folder
+        return {name if at_home else str(self._first.folder): self._first} | home
 
     def titles(self) -> list[tuple[str, str]]:
         """(what a person reads, the name) of each bundle."""
