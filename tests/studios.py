@@ -22,7 +22,7 @@ from processes import COMMAND
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-DESKTOP, PHONE = {"width": 1100, "height": 900}, {"width": 375, "height": 812}
+DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 375, "height": 812}
 # Names looked up and addresses connected to, but for this machine's own.
 WATCH = """
 import sys
@@ -89,13 +89,13 @@ def take_pictures(folder: Path) -> None:
 
 
 def _shrunk(png: bytes, target: Path) -> None:
-    """In 128 colours, which is a third of the bytes."""
+    """In 96 colours, which is a third of the bytes."""
     import io
 
     import PIL.Image
 
     with PIL.Image.open(io.BytesIO(png)) as picture:
-        picture.convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE).save(target, optimize=True)
+        picture.convert("RGB").quantize(96, dither=PIL.Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from html import escape
 from .takes import Comparison, Model, Progress, Take
 
 MB = 1e6
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def status(message: str, now: bool = False) -> str:
@@ -21,7 +22,7 @@ def error(message: str) -> str:
 
 def about(model: Model) -> str:
     """A line below the bundle."""
-    words = f"Model {model.name}, {model.backend}, clips up to {model.max_seconds:.2f} s."
+    words = f"Model {model.name}, {model.backend}, clips up to {model.max_seconds:.2f}{NBSP}s."
     if model.other is None:
         words += " There is no other bundle of it to compare with; FP32's is made by: dit-trt build --method none"
     return f"<p>{escape(words)}</p>"
@@ -78,14 +79,17 @@ def _take(take: Take, side: str = "") -> str:
     if side:  # the two are of one prompt and one seed
         name = f"{take.file.stem}-{take.recipe.lower().replace(' ', '-')}{take.file.suffix}"
     name = escape(name)
-    cost = f"{take.recipe}, {take.size_bytes / MB:.1f} MB; {take.step_ms:.1f} ms a step, {take.sampling_seconds:.1f} s"
+    cost = (
+        f"{take.recipe}, {take.size_bytes / MB:.1f}{NBSP}MB; "
+        f"{take.step_ms:.1f}{NBSP}ms a step, {take.sampling_seconds:.1f}{NBSP}s"
+    )
     notes = "".join(f"<p>{escape(note)}</p>" for note in take.notes)
     return (
         f'<div class="take"><h2>{escape(side + take.wish.prompt)}</h2>'
         f"<p>{escape(cost)}</p>{notes}"
         f'<audio controls preload="auto" src="{escape(address)}" aria-label="{escape(side)}the sound"></audio>'
         + _image(take.picture, f"Waveform and spectrogram of {take.wish.prompt}", 720, 490)
-        + f'<p><a class="download" href="{escape(address)}" download="{name}">Download {name}</a></p></div>'
+        + f'<p><a class="download" href="{escape(address)}" download="{name}" title="{name}">Download WAV</a></p></div>'
     )
 
 
