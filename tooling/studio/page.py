@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import socket
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from gradio.themes import Default
 
-from ...engines.errors import UserError
+from ...engines.errors import UserError, last_line
 from . import shown
 from .running import Stopped, reports
 from .takes import Comparison, Progress, Studio, Take
@@ -194,7 +196,10 @@ class Page:
         self._new_seed.click(lambda: str(random.randrange(10**6)), None, self._fields["seed"], **quick)
         self._stop.click(self._stopped, None, self._status, **quick)
         self._history.input(
-            self._again, [self._history, self._made], [self._status, self._result, self._command, *fields], **quick
+            self._again,
+            [self._history, self._made],
+            [self._status, self._result, self._command, self._about, self._other, *fields],
+            **quick,
         )
         blocks.unload(self._left)
 
@@ -283,16 +288,25 @@ class Page:
         except (OSError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or "out of memory; close other programs"
             yield {self._status: shown.error(f"it could not be made: {reason}"), self._live: ""}
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"this is a defect of dit-trt ({last_line(error)}); the terminal tells where"
+            yield {self._status: shown.error(reason), self._live: ""}
 
     def _again(self, number: int, made: list) -> list[Any]:
         """An entry of the history, and the fields that made it."""
         one = made[number]
-        wish = (one if isinstance(one, Take) else one.takes[1]).wish
+        takes = (one,) if isinstance(one, Take) else one.takes
+        wish = takes[-1].wish
         values = [getattr(wish, name) for name in FIELDS]
-        fields = [
-            None if v is None else str(v) if isinstance(v, Path) or n == "seed" else v for n, v in zip(FIELDS, values)
-        ]
-        return [shown.status(f"From the history: {shown.label(one)}."), shown.result(one), _command(one), *fields]
+        fields = [str(v) if isinstance(v, Path) or n == "seed" else v for n, v in zip(FIELDS, values)]
+        about, other = gr.skip(), gr.skip()
+        with contextlib.suppress(UserError):  # the bundle may be gone
+            about = shown.about(self._studio.model(wish.bundle))
+        if len(takes) == 2:
+            other = takes[0].wish.bundle
+        said = shown.status(f"From the history: {shown.label(one)}.")
+        return [said, shown.result(one), _command(one), about, other, *fields]
 
 
 def _command(made: Take | Comparison) -> str:

@@ -89,7 +89,8 @@ def _take(take: Take, side: str = "") -> str:
         f"<p>{escape(cost)}</p>{notes}"
         f'<audio controls preload="auto" src="{escape(address)}" aria-label="{escape(side)}the sound"></audio>'
         + _image(take.picture, f"Waveform and spectrogram of {take.wish.prompt}", 720, 490)
-        + f'<p><a class="download" href="{escape(address)}" download="{name}" title="{name}">Download WAV</a></p></div>'
+        + f'<p><a class="download" href="{escape(address)}" download="{name}" aria-label="Download {name}">'
+        "Download WAV</a></p></div>"
     )
 
 
