@@ -29,7 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--bundle", metavar="DIR|NAME", shell_complete=bundles, help="Which is chosen first (default: the newest)."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; nobody is asked for a password.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one.")
 @click.option("--device", metavar="D", help="The backend's device (default: CPU).")
 @dit_command

@@ -260,7 +260,7 @@ class Page:
         """What changes on the page, from the first step to the sound or the reason that there is none."""
         stop = self._runs.get(request.session_hash) or threading.Event()
         try:
-            wish = Wish.of_fields(dict(zip(FIELDS, fields)))
+            wish = Wish.of_fields({**dict(zip(FIELDS, fields)), "device": self._studio.device})
             picture = None
             for report in reports(work(wish), stop):
                 if isinstance(report, Progress):

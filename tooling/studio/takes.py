@@ -165,7 +165,7 @@ class Studio:
 
     def __init__(self, folder: Path, bundle: str | None = None, device: str | None = None):
         self.folder = folder
-        self._device = device
+        self.device = device
         self._first = find_bundle(bundle)
         self._open: dict[tuple[Path, str], Watched] = {}
         self._busy = threading.Lock()
@@ -184,7 +184,7 @@ class Studio:
     def model(self, name: str) -> Model:
         """Raises UserError for a bundle that is not there or cannot run here."""
         bundle = self.bundle(name)
-        pipeline = Pipeline(bundle, self._device)
+        pipeline = Pipeline(bundle, self.device)
         manifest = bundle.manifest["model"]
         alike = {n: b for n, b in self.bundles().items() if b.manifest["model"]["digest"] == manifest["digest"]}
         others = sorted(alike.keys() - {name}, key=lambda n: (recipe_of(alike[n]) != "FP32", list(alike).index(n)))
@@ -257,7 +257,7 @@ class Studio:
             self._open = {k: p for k, p in self._open.items() if k[0] != bundle.folder}
             while self._open and bundle.size_bytes + sum(p.bundle.size_bytes for p in self._open.values()) > KEPT_OPEN:
                 self._open.pop(next(iter(self._open)))
-            pipeline = Watched.open(str(bundle.folder), self._device)
+            pipeline = Watched.open(str(bundle.folder), self.device)
         self._open[key] = pipeline
         return pipeline
 

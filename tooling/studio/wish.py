@@ -37,6 +37,7 @@ class Wish:
     negative_prompt: str | None = None
     init_audio: Path | None = None
     init_noise_level: float | None = None
+    device: str | None = None
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, Any]) -> Wish:
@@ -44,6 +45,7 @@ class Wish:
         values: dict[str, Any] = {
             "prompt": (fields["prompt"] or "").strip(),
             "bundle": fields["bundle"],
+            "device": fields.get("device"),
             "negative_prompt": (fields.get("negative_prompt") or "").strip() or None,
             "init_audio": Path(fields["init_audio"]) if fields.get("init_audio") else None,
         }
@@ -74,6 +76,7 @@ class Wish:
         """The shell's line that makes the same clip; a recording has the name it was given on the page."""
         options = {
             "bundle": self.bundle,
+            "device": self.device,
             "seconds": self.seconds,
             "steps": self.steps,
             "cfg": self.cfg,

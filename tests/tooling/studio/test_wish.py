@@ -64,10 +64,13 @@ def test_all_faults_are_told_at_once():
 
 @pytest.mark.parametrize("prompt", ["dog barking", 'it\'s "$HOME" `ls` \\ ${1}', "-x", "--help", "Grüße 🐕"])
 def test_the_command_is_the_wish(prompt):
-    wish = Wish(prompt, "my bundle", 1.25, 20, 3.5, 2**63 - 1, "-rain & 'wind'", Path("/tmp/x/my voice.wav"), 0.7)
+    wish = Wish(
+        prompt, "my bundle", 1.25, 20, 3.5, 2**63 - 1, "-rain & 'wind'", Path("/tmp/x/my voice.wav"), 0.7, "GPU.0"
+    )
     found = parsed(wish)
     assert found["prompts"] == (prompt,)
     assert (found["bundle"], found["steps"], found["cfg"], found["seed"]) == ("my bundle", 20, 3.5, 2**63 - 1)
+    assert found["device"] == "GPU.0"
     assert (found["seconds"], found["negative_prompt"]) == (1.25, "-rain & 'wind'")
     assert (found["init_audio"], found["init_noise_level"]) == ("my voice.wav", 0.7)
 
