@@ -89,7 +89,7 @@ class VelocityRunner(BaseRunner):
         self._on_call, self._through = on_call, through
 
     def activate_impl(self) -> None:
-        self._open = self._through(self._pipeline.step_engine_of(self._conditionings[0].batch))
+        self._open = self._through(self._pipeline.step_engine_for(self._conditionings[0]))
         self._engine = self._open.__enter__()
 
     def deactivate_impl(self) -> None:
@@ -250,7 +250,7 @@ def _polygraphy_commands(
 
     def line(name: str, rest: str, runner: str = "--onnxrt") -> str:
         pipeline, conditioning = sides[name]
-        file = f"{pipeline.step_engine_of(conditioning.batch).graph(conditioning, step)}.onnx"
+        file = f"{pipeline.step_engine_for(conditioning).graph(conditioning, step)}.onnx"
         graph = shlex.quote(str(pipeline.bundle.path(file)))
         inputs = shlex.quote(str(folder / f"{name}_inputs.json"))
         return run.format(graph=graph, runner=runner, inputs=inputs, rest=rest)
