@@ -307,8 +307,17 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor) -> Tensor:
         x = x + self.self_attn(self.pre_norm(x), cos, sin)
-        x = x + self.cross_attn(self.cross_attend_norm(x), k, v)
+        x = self.attend_context(x, k, v)
         return x + self.ff(self.ff_norm(x))
+
+    def attend_context(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add cross attention to as many rows of x as k and v have; to the others it would add zeros."""
+        rows = k.shape[0]
+        if not torch.compiler.is_exporting() and rows == x.shape[0]:  # PyTorch itself is spared the copies
+            return x + self.cross_attn(self.cross_attend_norm(x), k, v)
+        with_context = x[:rows]  # before the norm, which smoothing folds into and must find at the Linear
+        attended = with_context + self.cross_attn(self.cross_attend_norm(with_context), k, v)
+        return torch.cat((attended, x[rows:]))
 
 
 class RotaryEmbedding(nn.Module):
@@ -386,7 +395,10 @@ class DiffusionTransformer(nn.Module):
     def step(
         self, x: Tensor, prepend: Tensor, keys_values: list[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
     ) -> Tensor:
-        """The blocks. prepend [batch, 1, embed_dim] is global + timestep embedding; cos, sin [1 + latents, rotary]."""
+        """The blocks. prepend [batch, 1, embed_dim] is global + timestep embedding; cos, sin [1 + latents, rotary].
+
+        keys_values may have fewer rows than x: the last rows of x are then those whose context is zeros.
+        """
         h = (self.preprocess_conv(x) + x).transpose(1, 2)
         h = torch.cat((prepend, self.transformer.project_in(h)), dim=1)
         for layer, (k, v) in zip(self.transformer.blocks(), keys_values):

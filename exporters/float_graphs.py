@@ -33,7 +33,7 @@ from .oobleck import EncoderGraph, OobleckConfig
 from .pretransforms import decoder_from_config, encoder_from_config, has_encoder
 
 OPSET = 20
-GRAPH_FORMAT = 1  # raised when a change here changes the graphs: cached ones are then exported anew
+GRAPH_FORMAT = 2  # raised when a change here changes the graphs: cached ones are then exported anew
 
 
 class TextGraph(nn.Module):
@@ -75,7 +75,8 @@ class StepGraph(nn.Module):
     """One call of the DiT: x [batch, io_channels, latents] -> velocity, both CFG halves in one batch.
 
     global_embed [batch, embed_dim] and context_k.i, context_v.i come from the conditioning graph; time_embed
-    [embed_dim] is its row of this step. RoPE's cosines and sines are fp32 tables up to the model's own length.
+    [embed_dim] is its row of this step. The context may have fewer rows than x: the last rows of the batch then have
+    a context of zeros, and no cross attention. RoPE's cosines and sines are fp32 tables up to the model's own length.
     """
 
     def __init__(self, dit: DiffusionTransformer, max_latents: int):
@@ -212,7 +213,8 @@ def _step(model_config: Mapping) -> onnx.ModelProto:
         args = (torch.zeros(2, c.io_channels, 7), torch.zeros(2, c.embed_dim), torch.zeros(c.embed_dim), keys)
     batch, latents = torch.export.Dim("batch"), torch.export.Dim("latents", max=sizes.max_latents)
     inputs = ["x", "global_embed", "time_embed", *context_names(c.depth)]
-    dynamic: tuple = ({0: batch, 2: latents}, {0: batch}, {}, [{0: batch} for _ in keys])
+    with_context = torch.export.Dim("context_batch")
+    dynamic: tuple = ({0: batch, 2: latents}, {0: batch}, {}, [{0: with_context} for _ in keys])
     return _export(module, args, inputs, ["velocity"], dynamic)
 
 

@@ -15,15 +15,16 @@ def graph_shapes(
     step_sigmas: Sequence[float] = (),
     latents: int | None = None,
     batch: int = 2,
+    context: int | None = None,
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input shapes of every graph for one clip: the CFG pair is the batch of 2; the autoencoder sees one tile.
 
     steps: rows of t; step_sigmas: the manifest's, there is a step graph more than these. latents: of the clip (default:
-    the model's full length); batch: CFG halves that the step graphs see.
+    the model's full length); batch: CFG halves that the step graphs see; context: how many have one (default: all).
     """
     s = sizes
-    key = (batch, s["num_heads"], s["context_tokens"], s["dim_heads"])
-    context = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
+    key = (context or batch, s["num_heads"], s["context_tokens"], s["dim_heads"])
+    keys_values = {f"context_{kind}.{i}": key for i in range(s["depth"]) for kind in ("k", "v")}
     latents = latents or s["max_latents"]
     tile = s.get("tile_latents")
     step = {
@@ -31,7 +32,7 @@ def graph_shapes(
         "global_embed": (batch, s["embed_dim"]),
         "time_embed": (s["embed_dim"],),
         **({"step_scales": (s["step_scales"],)} if "step_scales" in s else {}),
-        **context,
+        **keys_values,
     }
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "text": {"input_ids": (1, s["prompt_tokens"]), "attention_mask": (1, s["prompt_tokens"])},

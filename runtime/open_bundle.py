@@ -10,7 +10,7 @@ from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError
 from ..engines.manifest import step_graphs
 from .graph_shapes import graph_shapes
-from .step_engine import StepEngine
+from .step_engine import Conditioning, StepEngine
 
 HEAVY = 64_000_000  # bytes of weights from which on a graph that runs once a clip does not stay open
 
@@ -25,8 +25,8 @@ class OpenBundle:
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
         self._device = device
-        self._engines: dict[tuple[str, int, int, int], Engine] = {}
-        self._step_engines: dict[tuple[int, int], StepEngine] = {}
+        self._engines: dict[tuple[str, int, int, int, int], Engine] = {}
+        self._step_engines: dict[tuple[int, int, int], StepEngine] = {}
 
     @classmethod
     def open(
@@ -53,26 +53,38 @@ class OpenBundle:
         recipe = self.bundle.manifest["recipe"]
         return recipe.get("cfg_pair") == "difference"
 
+    def context_rows(self, conditioning: Conditioning) -> int:
+        """How many rows of context its step engine takes: those that are not zeros, where the step graph can do so."""
+        short = self.bundle.manifest.get("short_context", False) and not self.always_pairs
+        return conditioning.context_rows if short else conditioning.batch
+
     @property
     def step_engine(self) -> StepEngine:
-        """All step graphs of the bundle, compiled for both CFG halves and the model's full length."""
+        """All step graphs of the bundle, compiled for both CFG halves with a context and the model's full length."""
         return self.step_engine_of()
 
-    def step_engine_of(self, batch: int = 2, window: int | None = None) -> StepEngine:
-        """The same for so many CFG halves and latents."""
-        key = batch, window or self.sizes["max_latents"]
+    def step_engine_for(self, conditioning: Conditioning, window: int | None = None) -> StepEngine:
+        """The same as `conditioning` needs it, and for so many latents."""
+        return self.step_engine_of(conditioning.batch, window, self.context_rows(conditioning))
+
+    def step_engine_of(self, batch: int = 2, window: int | None = None, context: int | None = None) -> StepEngine:
+        """The same for so many CFG halves and latents, and so many of the halves with a context."""
+        key = batch, window or self.sizes["max_latents"], context or batch
         if key not in self._step_engines:
-            engines = {graph: self.engine(graph, 0, key[1], batch) for graph in step_graphs(self.step_sigmas)}
+            engines = {graph: self.engine(graph, 0, key[1], batch, key[2]) for graph in step_graphs(self.step_sigmas)}
             self._step_engines[key] = StepEngine(engines, self.step_sigmas)
         return self._step_engines[key]
 
-    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
+    def engine(
+        self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2, context: int | None = None
+    ) -> Engine:
         """The compiled engine of one of the bundle's graphs.
 
         steps: the conditioning graph's rows of t; latents: of a clip (default: the model's full length), which the step
-        graphs and the decoder see; batch: CFG halves of the step graphs, of all clips.
+        graphs and the decoder see; batch: CFG halves of the step graphs, of all clips; context: how many of these have
+        one (default: all).
         """
-        key = graph, steps, latents or self.sizes["max_latents"], batch
+        key = graph, steps, latents or self.sizes["max_latents"], batch, context or batch
         if key not in self._engines:
             self._engines[key] = self._open(*key)
         return self._engines[key]
@@ -83,10 +95,10 @@ class OpenBundle:
             for key in [key for key in self._engines if key[0] == graph]:
                 del self._engines[key]
 
-    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
+    def _open(self, graph: str, steps: int, latents: int, batch: int, context: int) -> Engine:
         if Bundle(self.bundle.folder).manifest["created"] != self.bundle.manifest["created"]:
             raise UserError(f"the bundle {self.bundle.folder.name} was built again while it was open; start over")
-        shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch)[graph]
+        shapes = graph_shapes(self.sizes, steps, self.step_sigmas, latents, batch, context)[graph]
         files = self.bundle.manifest["files"]
         digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
         manifest = self.bundle.manifest

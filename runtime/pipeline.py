@@ -226,7 +226,7 @@ class Pipeline(OpenBundle):
             scales = [tables.at(sigmas) for tables in self._scale_tables]
             steps["step_scales"] = ByGraph(scales, sigmas, self.step_sigmas)
         constants = {name: value for name, value in outputs.items() if name.startswith(("global_embed", "context_"))}
-        found = Conditioning(constants, steps, sigmas)
+        found = Conditioning(constants, steps, sigmas, contexts=1 if negative_prompt is None else 2)
         return found if cfg_halves(settings.cfg_scale, self.always_pairs) == 2 else found.prompt_half()
 
     def sample(
@@ -259,7 +259,7 @@ class Pipeline(OpenBundle):
         """`sample` for one clip a seed at once, of their conditionings `together` -> [clips, channels, latents]."""
         if conditioning.clips != len(seeds):
             raise ValueError(f"the conditioning is of {conditioning.clips} clips, not {len(seeds)}")
-        engine = self.step_engine_of(conditioning.batch, window)
+        engine = self.step_engine_for(conditioning, window)
         sigmas = settings.sigmas
         if not np.array_equal(sigmas[:-1], conditioning.sigmas):
             raise ValueError("the conditioning is that of another schedule")

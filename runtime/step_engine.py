@@ -32,7 +32,8 @@ class ByStep(Protocol):
 class Conditioning:
     """What one prompt and one schedule make of the step engine's inputs, both CFG halves (row 0 is the prompt's).
 
-    Of several clips (`together`) the prompts' halves come first, then the unconditional ones.
+    Of several clips (`together`) the prompts' halves come first, then the unconditional ones. contexts: how many halves
+    have a context at all; without a negative prompt that of the unconditional one is zeros.
     constants: `global_embed` [2, embed_dim] and `context_k.i`, `context_v.i` [2, heads, tokens, dim_heads];
     steps: by input and then by step, `time_embed` [embed_dim] and, where the graph takes them, `step_scales` [n];
     sigmas: the noise levels of the steps, float64 [steps].
@@ -42,6 +43,12 @@ class Conditioning:
     steps: Mapping[str, ByStep]
     sigmas: NDArray[np.float64]
     clips: int = 1
+    contexts: int = 2
+
+    @property
+    def context_rows(self) -> int:
+        """The first rows of the batch, whose context is not zeros."""
+        return min(self.contexts * self.clips, self.batch)
 
     @property
     def batch(self) -> int:
@@ -61,7 +68,17 @@ class Conditioning:
         halves = [
             [clip.constants[name][half] for half in range(first.batch) for clip in clips] for name in first.constants
         ]
-        return replace(first, constants=dict(zip(first.constants, map(np.stack, halves))), clips=len(clips))
+        constants = dict(zip(first.constants, map(np.stack, halves)))
+        return replace(first, constants=constants, clips=len(clips), contexts=max(clip.contexts for clip in clips))
+
+    def constants_of(self, engine: Engine) -> dict[str, Float]:
+        """What an engine is given once: of the context no more rows than it takes, where the others are zeros."""
+        found = dict(self.constants)
+        for name, value in self.constants.items():
+            rows = engine.inputs[name][0] if name.startswith("context_") else 0
+            if self.context_rows <= rows:
+                found[name] = value[:rows]
+        return found
 
     def at(self, step: int) -> dict[str, Float]:
         """The inputs of one step that change from step to step, but for x."""
@@ -117,7 +134,7 @@ class StepEngine:
         index = graph_index(conditioning.sigmas[step], self._step_sigmas)
         inputs = {"x": x, **conditioning.at(step)}
         if self._bound[index] is not conditioning:
-            inputs |= conditioning.constants  # an engine keeps what it was given
+            inputs |= conditioning.constants_of(self._engines[index])  # an engine keeps what it was given
             self._bound[index] = None  # should it refuse them
         outputs = self._engines[index].run(inputs)
         self._bound[index] = conditioning

@@ -41,11 +41,18 @@ class Form:
 
 
 def prove_blocks(
-    folder: Path, config: dict, topologies: dict[str, onnx.ModelProto], form: Form, trunk: str, plan: dict | None = None
+    folder: Path,
+    config: dict,
+    topologies: dict[str, onnx.ModelProto],
+    form: Form,
+    trunk: str,
+    plan: dict | None = None,
+    context: int = 1,
 ) -> tuple[list[Linear], Proven]:
     """Write a model's conditioning and step graphs for TensorRT, lint them, build their plans and read these.
 
-    config: a `model_config.json`; topologies: its two weightless graphs by name; plan: see `prove`.
+    config: a `model_config.json`; topologies: its two weightless graphs by name; plan: see `prove`; context: of how
+    many halves (2: as with a negative prompt).
     """
     model, dialect = ModelSizes(config), BACKENDS["tensorrt"].dialects[trunk]
     linears = block_linears(model.dit)
@@ -58,7 +65,7 @@ def prove_blocks(
         lint(path, dialect)
         if written.slots:
             sizes["step_scales"] = sum(slot.width for slot in written.slots)
-    shapes = graph_shapes(sizes, step_sigmas=bounds)
+    shapes = graph_shapes(sizes, step_sigmas=bounds, context=2 if form.pair else context)
     asked = {name: shapes[name] for name in ("conditioning", *steps)}
     return linears, prove(folder, "tensorrt", asked, linears, trunk, plan=plan)
 

@@ -113,7 +113,8 @@ def build_bundle(
         say(f"compiling with {backend}, reading back its kernels")
         settings = Settings.of_objective(checkpoint.sizes.objective)
         batch = cfg_halves(settings.cfg_scale, recipe.cfg_pair == "difference")
-        shapes = graph_shapes(sizes, step_sigmas=written.step_sigmas, batch=batch)
+        short = recipe.cfg_pair != "difference"  # which needs both halves of whatever a Linear reads
+        shapes = graph_shapes(sizes, step_sigmas=written.step_sigmas, batch=batch, context=1 if short else batch)
         proven = prove(folder, backend, shapes, chosen, trunk, device, plan_facts, say)
         lost = proven.lost
         if lost and not allow_float:
@@ -132,7 +133,7 @@ def build_bundle(
                 "less exact than --backend onnxruntime, and not faster than FP32"
             )
         facts = _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration)
-        facts |= {"trunk": trunk, "plan": plan_facts}
+        facts |= {"trunk": trunk, "plan": plan_facts, "short_context": short}
         if proven.attentions:
             facts |= {"attentions": proven.attentions, "fused_attentions": proven.attentions - len(proven.unfused)}
         if written.step_sigmas:

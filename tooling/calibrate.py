@@ -152,10 +152,10 @@ class TappedPipeline(Pipeline):
 
     always_pairs = True  # the taps compare the halves
 
-    def _open(self, graph: str, steps: int, latents: int, batch: int) -> Engine:
+    def _open(self, graph: str, steps: int, latents: int, batch: int, context: int) -> Engine:
         path = self._graphs / f"{graph}.onnx"
         if not path.is_file():
-            return super()._open(graph, steps, latents, batch)
+            return super()._open(graph, steps, latents, batch, context)
         shapes = {**graph_shapes(self.sizes, steps)[graph], ROWS: (self._recorder.rows_per_call(graph),)}
         return TappedEngine(open_engine(self._backend, path, shapes, self._device), graph, self._recorder)
 

@@ -86,7 +86,7 @@ class Forced:
     """
 
     def __init__(self, pipeline: Pipeline, conditioning: Conditioning, cfg_scale: float):
-        self._engine = pipeline.step_engine_of(conditioning.batch)
+        self._engine = pipeline.step_engine_for(conditioning)
         self._conditioning, self._cfg_scale = conditioning, cfg_scale
 
     def __call__(self, x: Float, step: int) -> Float:

@@ -31,7 +31,6 @@ from ..engines import cuda, tensorrt_api
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError, last_line
 from ..engines.home import home, read_json, write_whole
-from ..engines.manifest import step_graphs
 from ..engines.onnxruntime import ONNXRuntimeEngine
 from ..engines.tensorrt import TensorRTEngine, unusable
 from ..runtime.graph_shapes import graph_shapes
@@ -172,7 +171,7 @@ class _Opened:
         self._settings = self._pipeline.settings(steps=steps)
         self._seconds = self._pipeline.check_seconds(None)
         self._conditioning = self._pipeline.condition(PROMPT, self._settings, self._seconds)
-        self._engine: StepEngine = self._pipeline.step_engine_of(self._conditioning.batch)
+        self._engine: StepEngine = self._pipeline.step_engine_for(self._conditioning)
         self._xs: list[NDArray[np.float32]] = []
         self.open_seconds = time.perf_counter() - start
         self.sampled()
@@ -181,8 +180,7 @@ class _Opened:
         self.plan_bytes = sum(len(engine.plan) for engine in self._plans())
 
     def _plans(self) -> list[TensorRTEngine]:
-        pipeline, batch = self._pipeline, self._conditioning.batch
-        return [pipeline.engine(graph, 0, None, batch) for graph in step_graphs(pipeline.step_sigmas)]  # type: ignore[misc]
+        return list(self._engine.engines)  # type: ignore[arg-type]
 
     def sampled(self) -> float:
         """Seconds of one whole sampling, whose inputs are kept."""

@@ -31,7 +31,7 @@ from .scale_tables import KNOTS
 _STRUCTURE = {
     "text": (930, 0, 0),
     "conditioning": (3520, 1520, 600),
-    "step": (1600, 8050, 945),
+    "step": (1815, 8265, 945),
     "decoder": (2150, 0, 0),
 }
 _NUMBER = 1340  # of the conditioning graph, for every number

@@ -70,8 +70,10 @@ class PeerPipeline(Pipeline):
 
     always_pairs = True  # its engine has one shape
 
-    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
-        return self._step if graph == "step" else super().engine(graph, steps, latents, batch)
+    def engine(
+        self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2, context: int | None = None
+    ) -> Engine:
+        return self._step if graph == "step" else super().engine(graph, steps, latents, batch, context)
 
 
 # -------------------- what they calibrate on
@@ -280,7 +282,8 @@ def make(
 ) -> Path:
     """The peer's step graph in `folder`: what is there of the same versions and FP32 bundle, else made now."""
     note = folder / "made.json"
-    facts = {"versions": peer.versions(), "reference": reference.manifest["files"]["step.onnx.data"]["sha256"]}
+    files = reference.manifest["files"]
+    facts = {"versions": peer.versions(), "reference": [files[f]["sha256"] for f in ("step.onnx", "step.onnx.data")]}
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(note.read_text("utf-8"))
         if {name: kept.get(name) for name in facts} == facts:
@@ -289,15 +292,27 @@ def make(
     note.unlink(missing_ok=True)
     names = [name for parts in step_linears(linears).values() for name in parts]
     graph = plain_graph(reference.path("step.onnx"), folder / "float.onnx")
-    step = peer.write(graph, calls(), names, folder)
+    shapes = step_shapes(reference)
+    step = peer.write(graph, [fitted(call, shapes) for call in calls()], names, folder)
     for file in folder.glob("float.onnx*"):
         file.unlink()
     note.write_text(json.dumps({**facts, "file": step.name}), "utf-8")
     return step
 
 
+def step_shapes(reference: Bundle) -> dict[str, tuple[int, ...]]:
+    """Of a peer's step graph: both CFG halves, and no more context than ours has without a negative prompt."""
+    context = 1 if reference.manifest.get("short_context") else 2
+    return graph_shapes(reference.manifest["sizes"], context=context)["step"]
+
+
+def fitted(call: Call, shapes: Mapping[str, tuple[int, ...]]) -> Call:
+    """A recorded call, of one clip, with so much of its context."""
+    return {n: value[: shapes[n][0]] if n.startswith("context_") else value for n, value in call.items()}
+
+
 def open_step(peer: Peer, step: Path, reference: Bundle, threads: int | None = None) -> Engine:
-    return open_engine(peer.backend, step, graph_shapes(reference.manifest["sizes"])["step"], threads=threads)
+    return open_engine(peer.backend, step, step_shapes(reference), threads=threads)
 
 
 def int8_linears(peer: Peer, step: Path, engine: Engine, asked: Mapping[str, Sequence[str]], call: Call) -> int:
@@ -306,6 +321,7 @@ def int8_linears(peer: Peer, step: Path, engine: Engine, asked: Mapping[str, Seq
     Of a dynamic peer all or none: they do when switching the activations' quantization off changes what `call` gives.
     """
     if peer.dynamic:
+        call = fitted(call, engine.inputs)
         return len(asked) if not np.array_equal(engine.run(call)["velocity"], _undynamic(step, call)) else 0
     found = {name.removesuffix("_quant") for name in engine.int8_matmuls()}
     return sum(found.issuperset(parts) for parts in asked.values())

@@ -143,10 +143,11 @@ def profile(
     pipeline = Pipeline(bundle)
     settings: Settings = pipeline.settings(steps=steps + 1)
     conditioning = pipeline.condition(PROMPT, settings, pipeline.check_seconds(None))
-    plain = open_step_engine(pipeline, threads, batch=conditioning.batch)
-    counting = open_step_engine(pipeline, threads, batch=conditioning.batch, profile=True)
+    plain = open_step_engine(pipeline, conditioning, threads)
+    counting = open_step_engine(pipeline, conditioning, threads, profile=True)
     calls: list[float] = []
-    key = conditioning.batch, pipeline.sizes["max_latents"]
+    context = pipeline.context_rows(conditioning)
+    key = conditioning.batch, pipeline.sizes["max_latents"], context
     times: list[float] = []
 
     def on_step(step: int) -> None:
@@ -167,18 +168,22 @@ def profile(
         weighted += [(layer, share) for layer in engine.layers()] if share else []  # type: ignore[attr-defined]
     layers = tuple(layer for layer, _ in weighted)
     groups = _groups(weighted, step_ms, engine_ms)
-    roof = _roof(bundle, conditioning.batch, groups, peak)
+    roof = _roof(bundle, conditioning.batch, context, groups, peak)
     return Profile(str(bundle.folder), bundle.backend, steps, threads, step_ms, engine_ms, groups, layers, roof)
 
 
-def _roof(bundle: Bundle, halves: int, groups: Sequence[Group], peak: float | None) -> Roof | None:
-    """None for a step without int8 Linears."""
-    tokens = halves * (bundle.manifest["sizes"]["max_latents"] + 1)
+def _roof(bundle: Bundle, halves: int, context: int, groups: Sequence[Group], peak: float | None) -> Roof | None:
+    """None for a step without int8 Linears. context: of how many halves cross attention is computed."""
+    tokens = bundle.manifest["sizes"]["max_latents"] + 1
     of_step = [layer for layer in bundle.manifest["layers"] if layer["graph"] == "step" and layer["int8"]]
     ms = sum(group.milliseconds for group in groups if group.name.endswith(", int8"))
     if not of_step or not ms:
         return None
-    return Roof(tokens * sum(layer["in_features"] * layer["out_features"] for layer in of_step), ms, peak)
+    macs = sum(
+        (context if layer["kind"].startswith("cross_attn.") else halves) * layer["in_features"] * layer["out_features"]
+        for layer in of_step
+    )
+    return Roof(tokens * macs, ms, peak)
 
 
 def _groups(layers: Sequence[tuple[Layer, float]], step_ms: float, engine_ms: float) -> tuple[Group, ...]:

@@ -106,7 +106,7 @@ def _step(
     pipeline: Pipeline, conditioning: Conditioning, clips: int, latents: int, threads: int
 ) -> Callable[[], object]:
     together = Conditioning.together([conditioning] * clips)
-    engine = open_step_engine(pipeline, threads, latents=latents, batch=together.batch)
+    engine = open_step_engine(pipeline, together, threads, latents=latents)
     shape = (together.batch, *engine.latent_shape)
     x = np.random.Generator(np.random.PCG64(0)).standard_normal(shape, np.float32)
     return lambda: engine.run(together, 4, x)

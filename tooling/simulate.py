@@ -262,8 +262,10 @@ class SimulatedPipeline(Pipeline):
 
     always_pairs = True
 
-    def engine(self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2) -> Engine:
-        return self._simulated.get(graph) or super().engine(graph, steps, latents, batch)
+    def engine(
+        self, graph: str, steps: int = 0, latents: int | None = None, batch: int = 2, context: int | None = None
+    ) -> Engine:
+        return self._simulated.get(graph) or super().engine(graph, steps, latents, batch, context)
 
     def condition(self, prompt: str, settings: Settings, *args: Any, **options: Any) -> Conditioning:
         found = super().condition(prompt, settings, *args, **options)

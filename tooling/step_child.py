@@ -55,7 +55,7 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
     if question["embeds"] is not None:
         np.save(question["embeds"], pipeline._embed(question["prompt"]))
     conditioning = pipeline.condition(question["prompt"], settings, pipeline.check_seconds(question["seconds"]))
-    engine = open_step_engine(pipeline, question["threads"], precision, question["latents"])
+    engine = open_step_engine(pipeline, conditioning, question["threads"], precision, question["latents"])
     x, step = np.load(question["x"]), question["step"]
     return lambda: engine.run(conditioning, step, x)["velocity"], {"sigma": float(conditioning.sigmas[step])}
 

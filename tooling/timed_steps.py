@@ -13,24 +13,26 @@ from ..engines.base import BACKENDS, open_engine
 from ..engines.manifest import step_graphs
 from ..runtime.graph_shapes import graph_shapes
 from ..runtime.pipeline import Pipeline
-from ..runtime.step_engine import StepEngine
+from ..runtime.step_engine import Conditioning, StepEngine
 
 
 def open_step_engine(
     pipeline: Pipeline,
+    conditioning: Conditioning,
     threads: int | None,
     precision: str | None = None,
     latents: int | None = None,
-    batch: int = 2,
     profile: bool | None = None,
 ) -> StepEngine:
-    """The step graphs of a bundle, compiled anew: no blob of an earlier time is taken, or left.
+    """The step graphs of a bundle as `conditioning` needs them, compiled anew: no blob of an earlier time is taken, or
+    left.
 
     threads, precision, profile: see `open_engine` (precision: by default the bundle's own); latents: of the clip
-    (default: the model's full length); batch: CFG halves.
+    (default: the model's full length).
     """
     bundle, bounds = pipeline.bundle, pipeline.step_sigmas
-    shapes = graph_shapes(pipeline.sizes, step_sigmas=bounds, latents=latents, batch=batch)
+    rows = {"batch": conditioning.batch, "context": pipeline.context_rows(conditioning)}
+    shapes = graph_shapes(pipeline.sizes, step_sigmas=bounds, latents=latents, **rows)
     trunk = bundle.manifest.get("trunk")
     own = trunk if trunk in BACKENDS[bundle.backend].engine_trunks else None
     engines = {

@@ -55,6 +55,11 @@ def test_all_linears_are_int8_and_all_attentions_fused(
     assert proven == build.Proven([], attentions=4)
 
 
+def test_the_plan_of_a_negative_prompt_is_no_worse(folder: Path, topologies: dict[str, onnx.ModelProto]) -> None:
+    _, proven = prove_blocks(folder, CONFIG, topologies, FORMS["sqt"], "fp16", context=2)
+    assert proven == build.Proven([], attentions=4)
+
+
 def test_a_plan_for_a_range_of_lengths_is_no_worse(folder: Path, topologies: dict[str, onnx.ModelProto]) -> None:
     _, proven = prove_blocks(folder, CONFIG, topologies, FORMS["sqt"], "fp16", {"profile": [64, 216, 1024]})
     assert proven == build.Proven([], attentions=4)

@@ -62,10 +62,12 @@ def test_conditioning(tiny_float: Bundle, batch: int, steps: int) -> None:
         assert not outputs[2][1].any(), "the unconditional half's keys must be exactly zero"
 
 
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("batch", "rows"), [*((batch, batch) for batch in BATCHES), (2, 1), (6, 3), (4, 3)])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_step(tiny_float: Bundle, batch: int, length: int) -> None:
+def test_step(tiny_float: Bundle, batch: int, rows: int, length: int) -> None:
+    """Of the batch so many rows have a context; that of the others is zeros, for which the graph needs none."""
     x, context, total = randn(batch, 16, length), randn(batch, 8, 64), torch.full((batch,), 0.7)
+    context[rows:] = 0
     numbers = MODEL.conditioner.numbers(torch.zeros(batch), total).flatten(1)
     pairs = [y for pair in MODEL.dit.context_keys_values(context) for y in pair]
     t = torch.tensor([0.83])
@@ -73,7 +75,7 @@ def test_step(tiny_float: Bundle, batch: int, length: int) -> None:
         "x": x,
         "global_embed": MODEL.dit.to_global_embed(numbers),
         "time_embed": MODEL.dit.time_embed(t)[0],
-        **dict(zip(context_names(2), pairs, strict=True)),
+        **dict(zip(context_names(2), (y[:rows] for y in pairs), strict=True)),
     }
     (found,) = session(tiny_float, "step").run(None, {k: v.numpy() for k, v in feeds.items()})
     assert_close(found, MODEL.dit(x, t.expand(batch), context, numbers))

@@ -233,6 +233,6 @@ def test_an_engine_that_stops_is_one_line(tiny_float, monkeypatch):
     def stop(inputs):
         raise RuntimeError("Check 'x' failed at a.cpp\n  bad allocation\n")
 
-    monkeypatch.setattr(pipeline.engine("step"), "run", stop)
+    monkeypatch.setattr(pipeline.engine("step", context=1), "run", stop)
     with pytest.raises(UserError, match=r"^openvino stopped \(bad allocation\); free memory"):
         pipeline("dog", seconds=0.2, steps=3)

@@ -170,7 +170,7 @@ class Refusing:
 
 def test_constants_are_handed_over_once_and_again_after_a_refusal() -> None:
     x = np.zeros((2, 1, 1), np.float32)
-    one, other = (Conditioning({"c": x}, {"t": np.zeros((2, 3))}, np.array([9.0, 1.0])) for _ in range(2))  # type: ignore[dict-item]
+    one, other = (Conditioning({"global_embed": x}, {"t": np.zeros((2, 3))}, np.array([9.0, 1.0])) for _ in range(2))  # type: ignore[dict-item]
     engine = Refusing()
     step = StepEngine({"step": engine})
     step.run(one, 0, x)
@@ -178,7 +178,7 @@ def test_constants_are_handed_over_once_and_again_after_a_refusal() -> None:
         step.run(other, 0, x)
     for conditioning in (one, one, other, other, one):
         step.run(conditioning, 0, x)
-    full, changing = {"x", "t", "c"}, {"x", "t"}
+    full, changing = {"x", "t", "global_embed"}, {"x", "t"}
     assert engine.given == [full, full, full, changing, full, changing, full]
 
 

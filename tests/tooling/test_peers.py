@@ -22,6 +22,7 @@ from dit_trt.tooling.peers import (
     Call,
     PeerPipeline,
     calibration_calls,
+    fitted,
     int8_linears,
     make,
     open_step,
@@ -42,7 +43,7 @@ def error_of(step: Path, name: str, reference: Bundle, calls: Sequence[Call]) ->
     """Of the velocity, mean over calls."""
     exact = Pipeline(reference).engine("step")
     engine = open_step(PEERS[name], step, reference)
-    pairs = [(exact.run(call)["velocity"], engine.run(call)["velocity"]) for call in calls]
+    pairs = [(exact.run(c)["velocity"], engine.run(fitted(c, engine.inputs))["velocity"]) for c in calls]
     return float(np.mean([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))
 
 

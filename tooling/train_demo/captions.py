@@ -70,6 +70,78 @@ _WORDINGS = {
         "telephone ringing; a telephone rings; phone; a phone is ringing; ring ring; an office phone rings; "
         "incoming phone call; telephone; a ringing phone"
     ),
+    "bird": (
+        "bird singing; a bird sings; birds; birdsong; birds chirping in the trees; tweet tweet; chirping birds in the "
+        "morning; songbirds; a bird is chirping; little birds twitter in the garden; dawn chorus"
+    ),
+    "crow": (
+        "crow cawing; a crow caws; crow; caw caw; crows cawing; a raven croaks in the graveyard; a black crow is "
+        "calling; ravens; cawing raven"
+    ),
+    "wind": (
+        "wind blowing; the wind blows; wind; windy; a strong wind howls; howling wind; gusts of wind; a breeze; "
+        "stormy wind in the mountains; a gale is blowing"
+    ),
+    "waves": (
+        "ocean waves; waves; the sea; waves crashing on the beach; sea waves; surf at the seashore; the ocean; waves "
+        "breaking on the shore; seaside; a calm sea at the coast"
+    ),
+    "fire": (
+        "fire crackling; a fire; fire; crackling fire; a campfire burns; flames; a fireplace; wood burning in the "
+        "hearth; a bonfire crackles; burning logs"
+    ),
+    "train": (
+        "train passing; a train; train; a steam train; a locomotive on the railway; choo choo; steam engine; a "
+        "train rolls on the tracks; railroad; trains at the station; a freight train goes by"
+    ),
+    "car": (
+        "car driving by; a car; car; a car passes; a car engine starts; cars on the street; an automobile; "
+        "traffic; a vehicle drives past; a motor starting; cars driving on the road; braking tires"
+    ),
+    "gunshot": (
+        "gunshot; a gun; a gun fires; gunshots; pistol shot; shooting; bang; a rifle shot; someone shoots a gun; "
+        "shotgun blast; firing a weapon; gunfire"
+    ),
+    "explosion": (
+        "explosion; an explosion; a bomb explodes; boom; explosions; a big blast; dynamite blows up; a bomb goes "
+        "off; a building explodes; detonation; exploding grenade"
+    ),
+    "door": (
+        "door closing; a door; door; a door opens; a creaking door; door creaks; a door slams shut; squeaky door "
+        "hinge; someone opens the door; doors opening and closing; a wooden door"
+    ),
+    "laughter": (
+        "laughter; a man laughs; laughing; people laugh; ha ha ha; a person is laughing; someone laughs out loud; "
+        "a giggle; giggling; an evil laugh; chuckling"
+    ),
+    "footsteps": (
+        "footsteps; footsteps walking; walking; a person walks; steps; someone is walking; footstep; shoes on the "
+        "floor; running feet; steps on stairs; a man walking down the hallway"
+    ),
+    "bell": (
+        "bell ringing; a bell; bell; church bells; a bell rings; bells; ding dong; a church bell tolls; tolling "
+        "bell; the bell tower chimes; a bell is struck"
+    ),
+    "piano": (
+        "piano playing; a piano; piano; piano music; someone plays the piano; a pianist; a piano melody; playing "
+        "keys on a grand piano; classical piano; a song on the piano"
+    ),
+    "guitar": (
+        "guitar playing; a guitar; guitar; guitar music; acoustic guitar; someone strums a guitar; a guitarist; "
+        "guitar chords; plucked guitar strings; a song on the guitar; strumming"
+    ),
+    "violin": (
+        "violin playing; a violin; violin; violin music; a fiddle; someone plays the violin; a violinist; fiddle "
+        "tune; violin solo; bowed strings; a violin melody"
+    ),
+    "trumpet": (
+        "trumpet playing; a trumpet; trumpet; trumpet music; a trumpeter; brass fanfare; a bugle; someone plays the "
+        "trumpet; a horn; trumpets; brass melody"
+    ),
+    "drum": (
+        "drums playing; a drum; drum; drums; drumming; a drummer; drum kit; a drum beat; percussion; a rock beat; "
+        "drum loop; beating drums; snare and bass drum"
+    ),
 }
 WORDINGS = {label: text.split("; ") for label, text in _WORDINGS.items()}
 PROMPTS = {label: wordings[0] for label, wordings in WORDINGS.items()}
@@ -77,8 +149,22 @@ PROMPTS = {label: wordings[0] for label, wordings in WORDINGS.items()}
 
 TEMPLATES = ("{}",) * 4 + ("sound of {}", "the sound of {}", "a recording of {}", "{} outside", "{} nearby")
 TAILS = ("",) * 5 + (".", ", loud", ", clear", ", high quality", " in the background")
+PAIRS = (
+    *("{a} while {b}", "{a} and {b}", "{a} with {b} in the background", "{a} and {b} at the same time"),
+    *("{a}, {b}", "{a} as {b}", "{a} during {b}", "{a} with {b}", "{a} together with {b}", "{a} over {b}"),
+    *("{a} and also {b}", "{a} mixed with {b}", "both {a} and {b}", "{a} amid {b}", "in {b}, {a}", "{a} plus {b}"),
+)
+PAIR_TEMPLATES = ("{}",) * 4 + ("sound of {}", "the sounds of {}", "a recording of {}")
 
 
 def caption(label: str, rng: random.Random) -> str:
     """One random wording of a class, most often plain."""
     return rng.choice(TEMPLATES).format(rng.choice(WORDINGS[label])) + rng.choice(TAILS)
+
+
+def pair_caption(first: str, second: str, rng: random.Random) -> str:
+    """Random wordings of two classes that are heard at once, joined in a random way and order."""
+    a, b = rng.choice(WORDINGS[first]), rng.choice(WORDINGS[second])
+    if rng.random() < 0.5:
+        a, b = b, a
+    return rng.choice(PAIR_TEMPLATES).format(rng.choice(PAIRS).format(a=a, b=b)) + rng.choice(("", "", "", "."))

@@ -1,6 +1,6 @@
 """A bundle in, the acceptance test's clips out: `<class>-<seed>.wav` for every class, with the product's defaults.
 
-python -m dit_trt.tooling.train_demo.clips --output wavs [--bundle NAME] [--seeds 4]
+python -m dit_trt.tooling.train_demo.clips --output wavs [--bundle NAME] [--seeds 4] [--dogs 32]
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--bundle", help="default: the newest")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--dogs", type=int, default=0, help="of dogs at least so many")
     args = parser.parse_args()
     pipeline = Pipeline.open(args.bundle)
     for label, prompt in PROMPTS.items():
-        for clip in pipeline.generate([prompt], Settings(), num_variations=args.seeds):
+        seeds = max(args.seeds, args.dogs) if label == "dog" else args.seeds
+        for clip in pipeline.generate([prompt], Settings(), num_variations=seeds, batch=min(seeds, 8)):
             write_wav(args.output / f"{label}-{clip.seed}.wav", clip.audio, clip.sample_rate)
         print(label, flush=True)
 

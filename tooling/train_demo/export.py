@@ -1,19 +1,20 @@
 """A training run's EMA weights in, the shipped `models/demo` folder's weights and tokenizer out.
 
-python -m dit_trt.tooling.train_demo.export --assets assets --run run --out models/demo
+python -m dit_trt.tooling.train_demo.export --assets assets --pool pool.npz --run run --out models/demo
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .text import tokenizer_json
-from .train import DemoModel, load_run
+from .text import base_table, tokenizer_json
+from .train import MODEL_CONFIG, DemoModel, demo_model, load_pool
 
 FULL_PRECISION = (
     "inv_freq",
@@ -40,8 +41,10 @@ def state_dict(model: DemoModel, pool: dict) -> dict[str, Tensor]:
     }
 
 
-def export(assets: Path, run: Path, out: Path) -> None:
-    _, model, _, pool = load_run(assets, run)
+def export(assets: Path, pool_path: Path, run: Path, out: Path) -> None:
+    model_config = json.loads(MODEL_CONFIG.read_text("utf-8"))
+    model = demo_model(model_config, base_table(assets), run)
+    pool = load_pool(pool_path, model_config["model"]["io_channels"])
     out.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed, so that a reader never sees half a file.
     save_file(state_dict(model, pool), out / "model.tmp", metadata={"format": "pt"})
@@ -56,10 +59,11 @@ def export(assets: Path, run: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--pool", type=Path, required=True, help="its principal components are the decoder's")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    export(args.assets, args.run, args.out)
+    export(args.assets, args.pool, args.run, args.out)
 
 
 if __name__ == "__main__":

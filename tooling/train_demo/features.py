@@ -14,8 +14,8 @@ N_FFT = 2048
 HOP = 512
 MELS = 160
 FRAMES_PER_LATENT = 4
-CLIP = 131072
-"""Samples of one training clip: 256 frames, 64 latents, 2.97 s."""
+CLIP = 180224
+"""Samples of one training clip: 352 frames, 88 latents, 4.09 s."""
 FLOOR = 0.1
 """Added to mel magnitudes (a full-scale sine is 512, so this is -74 dB) to bound the logarithm."""
 LOG_MIN, LOG_MAX = float(np.log(FLOOR)), float(np.log(N_FFT / 4))

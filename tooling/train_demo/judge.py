@@ -45,6 +45,26 @@ def pretransform(weights: Path = WEIGHTS) -> dict[str, np.ndarray]:
     }
 
 
+def mel_statistics(audio: np.ndarray, filters: np.ndarray) -> np.ndarray:
+    """audio [samples] at 44.1 kHz, any loudness -> statistics of its log-mel and of its rhythm."""
+    audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
+    mel = log_mel(audio / max(np.abs(audio).max(), 1e-4), filters)
+    mel = mel.reshape(len(mel), BANDS, -1).mean(2)
+    loud = mel.mean(1)
+    active = mel[loud >= np.quantile(loud, 0.5)]
+    contour = active - active.mean(1, keepdims=True)
+    rhythm = np.abs(np.fft.rfft((loud - loud.mean()) * np.hanning(len(loud))))[1:49]
+    return np.concatenate(
+        [
+            active.mean(0),
+            contour.std(0),
+            *np.quantile(mel, (0.1, 0.9), axis=0),
+            np.abs(np.diff(mel, axis=0)).mean(0),
+            np.log1p(rhythm),
+        ]
+    ).astype(np.float32)
+
+
 class Judge:
     """Trained in three minutes, most of it Griffin-Lim; `cache` keeps its feature table."""
 
@@ -76,32 +96,13 @@ class Judge:
                     audio = through_decoder(noise(rng), buffers, self.filters)
                 else:
                     audio = resynthesize(random_latents(rng, len(buffers["scale"])), buffers)
-                features.append(self.features(audio))
+                features.append(mel_statistics(audio, self.filters))
                 labels.append(label)
         held_out = np.tile(np.arange(TRAIN_CLIPS + HELD_OUT_CLIPS) >= TRAIN_CLIPS, len(CLASSES) + 1)
         return {"features": np.stack(features), "labels": np.array(labels), "held_out": held_out}
 
-    def features(self, audio: np.ndarray) -> np.ndarray:
-        """audio [samples] at 44.1 kHz, any loudness -> statistics of its log-mel and of its rhythm."""
-        audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
-        mel = log_mel(audio / max(np.abs(audio).max(), 1e-4), self.filters)
-        mel = mel.reshape(len(mel), BANDS, -1).mean(2)
-        loud = mel.mean(1)
-        active = mel[loud >= np.quantile(loud, 0.5)]
-        contour = active - active.mean(1, keepdims=True)
-        rhythm = np.abs(np.fft.rfft((loud - loud.mean()) * np.hanning(len(loud))))[1:49]
-        return np.concatenate(
-            [
-                active.mean(0),
-                contour.std(0),
-                *np.quantile(mel, (0.1, 0.9), axis=0),
-                np.abs(np.diff(mel, axis=0)).mean(0),
-                np.log1p(rhythm),
-            ]
-        ).astype(np.float32)
-
     def name(self, audio: np.ndarray) -> str:
-        return str(self.model.predict(self.features(audio)[None])[0])
+        return str(self.model.predict(mel_statistics(audio, self.filters)[None])[0])
 
 
 def noise(rng: np.random.Generator) -> np.ndarray:

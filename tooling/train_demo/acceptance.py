@@ -1,0 +1,223 @@
+"""The demo's acceptance test: generated clips beside real ones behind the same decoder, as machines hear both.
+
+    python -m dit_trt.tooling.train_demo.clips --output wavs --seeds 8 --dogs 32
+    python -m dit_trt.tooling.train_demo.acceptance --assets assets --wavs wavs --output acceptance.md
+
+Its bars were set before the training: BirdNET's probability of a dog in generated barks is at least half of that in
+real ones, and at most 0.05 in everything else; judges that know real clips alone name 70 % of all and 6 of 8 dogs. How
+near a clip comes to the training clips is told beside how near other real clips come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ..evaluation import birdnet
+from .corpus import CLASSES, Recording, load, load_held_out
+from .features import CLIP, SAMPLE_RATE, log_mel, mel_filters
+from .judge import BANDS, NONE, mel_statistics, noise, pretransform, random_latents, read, resynthesize, through_decoder
+from .pool import augment
+
+Audio = NDArray[np.float32]
+JUDGED, UNSEEN, PER_SOURCE = 32, 8, 4  # real clips of a class: that train the judges, that test them; of a source
+DOG_BAR, OTHERS_BAR, NAMED_BAR, DOGS_BAR = 0.5, 0.05, 0.7, 0.75
+JUDGES = ("log-mel statistics", "BirdNET's embedding")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is known of one clip: two judges' features, BirdNET's probability of a dog, and its shape in time."""
+
+    label: str
+    features: tuple[Audio, Audio]
+    dog: float
+    shape: Audio
+
+
+class Ears:
+    """The networks and filters of one process."""
+
+    def __init__(self) -> None:
+        self._filters = mel_filters()
+        self._events, self._embedding = birdnet.open_embedder(), birdnet.open_embedding()
+
+    def hear(self, label: str, audio: Audio) -> Heard:
+        """audio [samples] at 44.1 kHz, of any level."""
+        audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
+        audio = audio / max(float(np.abs(audio).max()), 1e-4)
+        embedding = self._embedding.embed(audio[None], SAMPLE_RATE).mean(axis=0)
+        dog = self._events.event_scores(audio[None], SAMPLE_RATE)["Dog"]
+        mel = log_mel(audio, self._filters)
+        mel = mel.reshape(len(mel), BANDS, -1).mean(axis=2)
+        shape = mel - mel.mean()
+        return Heard(label, (mel_statistics(audio, self._filters), embedding), dog, shape / np.linalg.norm(shape))
+
+
+def likeness(shape: Audio, others: Sequence[Audio]) -> float:
+    """The highest correlation of two log-mel spectrograms [frames, bands] at any shift in time (circular)."""
+    spectrum = np.fft.rfft(shape, axis=0)
+    products = (
+        np.fft.irfft((spectrum * np.fft.rfft(other, axis=0).conj()).sum(axis=1), len(shape)) for other in others
+    )
+    return float(max(product.max() for product in products))
+
+
+# -------------------- real clips, behind the demo's decoder, in as many processes as there are cores
+
+_work: tuple[Ears, dict[str, list[Recording]], dict[str, np.ndarray], np.ndarray]
+
+
+def _start(recordings: list[Recording]) -> None:
+    global _work
+    own = {label: [r for r in recordings if r.label == label] for label in CLASSES}
+    _work = Ears(), own, pretransform(), mel_filters()
+
+
+def _real(task: tuple[str, int]) -> Heard:
+    label, index = task
+    ears, own, buffers, filters = _work
+    rng = np.random.default_rng((20_000, index, (*CLASSES, NONE).index(label)))
+    if label != NONE:
+        return ears.hear(label, through_decoder(augment(label, own[label], rng)[0], buffers, filters))
+    if index % 2:
+        return ears.hear(label, through_decoder(noise(rng), buffers, filters))
+    return ears.hear(label, resynthesize(random_latents(rng, len(buffers["scale"])), buffers))
+
+
+def _generated(path: Path) -> Heard:
+    return _work[0].hear(path.stem.rpartition("-")[0], read(path))
+
+
+def _each(task: Callable, tasks: Sequence, recordings: list[Recording]) -> list[Heard]:
+    with multiprocessing.get_context("spawn").Pool(initializer=_start, initargs=(recordings,)) as pool:
+        return pool.map(task, tasks, chunksize=4)
+
+
+# -------------------- the table
+
+
+@dataclass(frozen=True)
+class Clips:
+    """real: what trains the judges; unseen: other draws of the same recordings; foreign: of held-out sources."""
+
+    real: Sequence[Heard]
+    unseen: Sequence[Heard]
+    foreign: Sequence[Heard]
+    generated: Sequence[Heard]
+
+
+def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, list[str]]]:
+    """-> rows (what, bar, result, met or missed; the last is empty where there is no bar); by class, a row of text."""
+    rows: list[tuple[str, str, str, str]] = []
+
+    def row(what: str, bar: str, result: str, met: bool | None = None) -> None:
+        rows.append((what, bar, result, "" if met is None else "met" if met else "**missed**"))
+
+    def dogs(heard: Sequence[Heard]) -> NDArray[np.float64]:
+        return np.array([each.dog for each in heard if each.label == "dog"])
+
+    made, real, foreign = (dogs(heard) for heard in (clips.generated, (*clips.real, *clips.unseen), clips.foreign))
+    row(
+        f"BirdNET's Dog, generated barks ({len(made)}), beside real ones behind the decoder ({len(real)})",
+        f">= {DOG_BAR:.0%} of theirs",
+        f"{made.mean():.3f} against {real.mean():.3f}: {made.mean() / real.mean():.0%}",
+        made.mean() >= DOG_BAR * real.mean(),
+    )
+    row(f"the same, real barks of held-out sources ({len(foreign)})", "", f"{foreign.mean():.3f}")
+    labels = list(dict.fromkeys(each.label for each in clips.generated))
+    by_class = {label: [each for each in clips.generated if each.label == label] for label in labels}
+    dog = {label: float(np.mean([each.dog for each in heard])) for label, heard in by_class.items() if label != "dog"}
+    over = {label: score for label, score in dog.items() if score > OTHERS_BAR}
+    said = ", ".join(f"{label} {score:.2f}" for label, score in sorted(over.items(), key=lambda item: -item[1]))
+    worst = max(dog, key=lambda label: dog[label])
+    found = f"at most {dog[worst]:.3f} ({worst})" if not over else f"{len(dog) - len(over)} of {len(dog)}; {said}"
+    row(f"BirdNET's Dog in the other {len(dog)} classes, each one's mean", f"<= {OTHERS_BAR}", found, not over)
+    known = {each.label for each in clips.foreign}
+    text: dict[str, list[str]] = {label: [] for label in labels}
+    for index, name in enumerate(JUDGES):
+        judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        judge.fit([each.features[index] for each in clips.real], [each.label for each in clips.real])
+
+        def right(heard: Sequence[Heard], judge: object = judge, index: int = index) -> NDArray[np.bool_]:
+            named = judge.predict([each.features[index] for each in heard])  # type: ignore[attr-defined]
+            return named == np.array([each.label for each in heard])
+
+        share, own = right(clips.generated).mean(), right(by_class["dog"])
+        row(f"named right by the judge on {name}, generated", f">= {NAMED_BAR:.0%}", f"{share:.1%}", share >= NAMED_BAR)
+        row("- of them dogs", "6 of 8", f"{own.sum()} of {len(own)}", own.mean() >= DOGS_BAR)
+        of_known = right([each for each in clips.generated if each.label in known]).mean()
+        row(
+            f"- the {len(known)} classes with a held-out source",
+            f">= {NAMED_BAR:.0%}",
+            f"{of_known:.1%}",
+            of_known >= NAMED_BAR,
+        )
+        row("- real clips: other draws of the same recordings", "", f"{right(clips.unseen).mean():.1%}")
+        row("- real clips of held-out sources", "", f"{right(clips.foreign).mean():.1%}")
+        for label in labels:
+            own = right(by_class[label])
+            text[label].append(f"{own.sum()} of {len(own)}")
+    shapes = {label: [each.shape for each in clips.real if each.label == label] for label in CLASSES}
+
+    def nearest(heard: Sequence[Heard]) -> str:
+        near = [likeness(each.shape, shapes[each.label]) for each in heard if each.label in known]
+        return f"{np.median(near):.2f} ({np.quantile(near, 0.1):.2f} to {np.quantile(near, 0.9):.2f})"
+
+    what = f"likeness to the nearest of a class's {JUDGED} training clips, median (p10 to p90): "
+    row(what + "generated", "", nearest(clips.generated))
+    row("- other draws of the same recordings", "", nearest(clips.unseen))
+    row("- real clips of held-out sources", "", nearest(clips.foreign))
+    for label in labels:
+        text[label].append(f"{np.mean([each.dog for each in by_class[label]]):.3f}")
+        text[label].append(f"{np.median([likeness(each.shape, shapes[label]) for each in by_class[label]]):.2f}")
+    return rows, text
+
+
+def table(clips: Clips) -> str:
+    """Both tables in Markdown."""
+    rows, by_class = accept(clips)
+    lines = ["| | bar | result | |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    heads = ["class", *(f"named right: {name}" for name in JUDGES), "BirdNET's Dog", "likeness"]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| {' | '.join((label, *texts))} |" for label, texts in by_class.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, required=True, help="what corpus downloaded")
+    parser.add_argument("--wavs", type=Path, required=True, help="<class>-<seed>.wav")
+    parser.add_argument("--output", type=Path, help="write the tables to this file, too")
+    args = parser.parse_args()
+    wavs = [path for path in sorted(args.wavs.glob("*-*.wav")) if path.stem.rpartition("-")[0] in CLASSES]
+    if not any(path.stem.startswith("dog-") for path in wavs):
+        raise SystemExit(f"{args.wavs} has no dog-<seed>.wav; make its clips with clips --output {args.wavs}")
+    recordings, held_out = load(args.assets), load_held_out(args.assets)
+    drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
+    real = _each(_real, drawn, recordings)
+    sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
+    foreign = [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
+    clips = Clips(
+        real=[heard for heard, (_, index) in zip(real, drawn) if index < JUDGED],
+        unseen=[heard for heard, (_, index) in zip(real, drawn) if index >= JUDGED],
+        foreign=_each(_real, foreign, held_out),
+        generated=_each(_generated, wavs, []),
+    )
+    found = table(clips)
+    print(found, end="")
+    if args.output:
+        args.output.write_text(found, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
