@@ -80,13 +80,13 @@ def _take(take: Take, side: str = "") -> str:
         name = f"{take.file.stem}-{take.recipe.lower().replace(' ', '-')}{take.file.suffix}"
     name = escape(name)
     cost = (
-        f"{take.recipe}, {take.size_bytes / MB:.1f}{NBSP}MB; "
+        f"{escape(take.recipe)}, {take.size_bytes / MB:.1f}{NBSP}MB<br>"
         f"{take.step_ms:.1f}{NBSP}ms a step, {take.sampling_seconds:.1f}{NBSP}s"
     )
     notes = "".join(f"<p>{escape(note)}</p>" for note in take.notes)
     return (
         f'<div class="take"><h2>{escape(side + take.wish.prompt)}</h2>'
-        f"<p>{escape(cost)}</p>{notes}"
+        f"<p>{cost}</p>{notes}"
         f'<audio controls preload="auto" src="{escape(address)}" aria-label="{escape(side)}the sound"></audio>'
         + _image(take.picture, f"Waveform and spectrogram of {take.wish.prompt}", 720, 490)
         + f'<p><a class="download" href="{escape(address)}" download="{name}" aria-label="Download {name}">'

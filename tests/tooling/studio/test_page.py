@@ -49,7 +49,7 @@ def test_a_prompt_becomes_the_sound_that_the_copied_command_makes(visit, studio_
     assert page.locator("#live img").count() == 0
     assert page.locator("#result h2").inner_text() == WEIRD
     assert re.fullmatch(
-        r"SQS W8A8, [\d.]+\sMB; [\d.]+\sms a step, [\d.]+\ss", page.locator("#result p").first.inner_text()
+        r"SQS W8A8, [\d.]+\sMB\n[\d.]+\sms a step, [\d.]+\ss", page.locator("#result p").first.inner_text()
     )
     assert ready(page.get_by_alt_text("Waveform and spectrogram of"))
     page.wait_for_function("document.querySelector('#result audio').duration > 0")
