@@ -160,6 +160,11 @@ assert rate == 8000
     np.testing.assert_array_equal(audio, expected)
 
 
+def test_openvino_tells_nobody_that_it_is_used():
+    code = "import dit_trt.engines.openvino, openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
+    assert python(code).stdout == "openvino.tools.ovc.telemetry_stub\n"
+
+
 def test_the_lazy_names_are_there():
     from dit_trt.engines.errors import UserError
     from dit_trt.runtime.pipeline import Pipeline, Settings
@@ -202,7 +207,7 @@ def test_every_folder_with_modules_is_a_listed_package():
 def test_every_data_file_is_packaged():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
     checked = []
-    for package in ("models", "calib_data", "tooling/listening"):
+    for package in ("models", "calib_data", "tooling/listening", "tooling/studio"):
         for path in (ROOT / package).rglob("*"):
             if path.is_dir() or path.suffix == ".py" or "__pycache__" in path.parts:
                 continue
@@ -215,7 +220,7 @@ def test_every_data_file_is_packaged():
             assert matching, f"{package}/{name} would be missing from a wheel"
             checked.append(name)
     assert {"demo/model_config.json", "demo/model.safetensors", "demo/tokenizer.json"} <= set(checked)
-    assert {"prompts.txt", "survey.html", "survey.css", "survey.js"} <= set(checked)
+    assert {"prompts.txt", "survey.html", "survey.css", "survey.js", "studio.css", "studio.js"} <= set(checked)
     assert (ROOT / "py.typed").is_file()
     assert "py.typed" in patterns["dit_trt"]
 

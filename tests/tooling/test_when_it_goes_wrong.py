@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,10 @@ class Desk:
     def unfused(self) -> str:
         self.monkeypatch.setattr("dit_trt.engines.tensorrt.TensorRTPlan.fused_nodes", lambda self: set())
         return self.build(*QUICK_CALIBRATION, "--backend", "tensorrt")
+
+    def taken_port(self) -> str:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            return error_of("studio", "--bundle", self.bundle, "--port", taken.getsockname()[1])
 
     def evaluate(self, *arguments: object) -> str:
         words = ("--num-captions", 1, "--seconds", 0.45, "--velocity-clips", 0)
@@ -308,6 +313,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "no file of … can be counted; …: …": lambda d: (
         d.clips("clips/a", 800) or d.clips("clips/b", 800) or d.answered_otherwise()
     ),
+    "cannot listen on …: …; choose another --port (0: any free one) or --host": lambda d: d.taken_port(),
     "… exists and is not a bundle; choose another --output": lambda d: error_of(
         "build", "--model", d.model, "--output", "model"
     ),

@@ -15,6 +15,7 @@ COMMANDS = {
     "sensitivity": "Rank Linears by the error they cause; choose bits for each.",
     "evaluate": "Clips of a caption list, scored: the paper's Table 1.",
     "listen": "A blind listening test as one page; score what raters said.",
+    "studio": "A page to make sound with, and to compare bundles.",
     "bench": "Time one step by every means there is here.",
     "profile": "Where the time of a step goes, by layer kind.",
     "list": "List the bundles in the home folder.",

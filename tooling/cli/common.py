@@ -120,7 +120,8 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
 
 
 def _extra(package: str | None) -> str:
-    return {"onnxruntime": "onnxruntime", "huggingface_hub": "hub"}.get(package or "", "build")
+    extras = {"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "matplotlib": "plot", "gradio": "studio"}
+    return extras.get(package or "", "build")
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import statistics
 import sys
 import time
@@ -15,6 +14,7 @@ import click
 
 from ...engines.errors import UserError
 from ...engines.home import expanded
+from ..clip_names import clip_name
 from .common import dit_command, progress, say, tell, usage
 from .completion import bundles, files, samplers
 
@@ -201,7 +201,7 @@ def _paths(prompts: tuple[str, ...], variations: int, seed: int, output: str | N
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {output} is a file; give a .wav file or a folder")
     names = [prompt for prompt in prompts for _ in range(variations)]
-    return [folder / f"{_slug(prompt)}-{seed + i}.wav" for i, prompt in enumerate(names)]
+    return [folder / clip_name(prompt, seed + i) for i, prompt in enumerate(names)]
 
 
 def _check_writable(folder: Path) -> None:
@@ -209,9 +209,3 @@ def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot write into {folder}; choose another place with --output")
-
-
-def _slug(prompt: str) -> str:
-    """60 letters at most, and 180 bytes, so that any script fits a file name."""
-    letters = re.sub(r"[^\w]+", "-", prompt.lower())[:60].encode()[:180].decode(errors="ignore")
-    return letters.strip("-") or "clip"

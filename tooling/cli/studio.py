@@ -1,0 +1,73 @@
+"""`dit-trt studio`: a page in the browser that makes sound, and compares bundles by ear and by number."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import click
+
+from ...engines.errors import UserError
+from .common import dit_command, say, tell
+from .completion import bundles
+
+if TYPE_CHECKING:
+    from ..studio.takes import Studio
+
+EPILOG = """\b
+Examples:
+  dit-trt studio                       the newest bundle, on this machine
+  dit-trt studio --bundle sqs-w8a8 --port 9000
+"""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--bundle", metavar="DIR|NAME", shell_complete=bundles, help="Which is chosen first (default: the newest)."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; nobody is asked for a password.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one.")
+@click.option("--device", metavar="D", help="The backend's device (default: CPU).")
+@dit_command
+def command(bundle: str | None, host: str, port: int, device: str | None) -> dict:
+    """Open a page in the browser: prompt, progress, sound, and A/B of two bundles.
+
+    It runs until Ctrl-C. Clips that were not downloaded are gone then.
+    """
+    from ...engines.bundle import find_bundle
+    from ..plots import check_matplotlib
+
+    find_bundle(bundle)  # what is wrong with it is told before anything heavy is loaded
+    if find_spec("gradio") is None:
+        raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+    check_matplotlib("the studio draws with")
+    with _listening(host, port) as listening:
+        if host not in LOOPBACK:
+            say(f"note: whoever reaches {host} can use this page; it asks for no password")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        say("loading the page")
+
+        from ..studio.page import serve
+
+        def ready(studio: Studio) -> None:
+            tell(f"{address} (Ctrl-C ends it)")
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(listening, bundle, device, ready)
+    return {"address": address}
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises UserError for a port that is taken, and for a host that is not this machine's."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
+            "choose another --port (0: any free one) or --host"
+        ) from None
