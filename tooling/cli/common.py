@@ -120,7 +120,8 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
 
 
 def _extra(package: str | None) -> str:
-    return {"onnxruntime": "onnxruntime", "huggingface_hub": "hub"}.get(package or "", "build")
+    extras = {"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "ray": "ray", "fsspec": "ray"}
+    return extras.get(package or "", "build")
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -150,8 +151,11 @@ def _fail(message: str, code: int) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with steps and ETA on a terminal, a line now and then elsewhere; yields `done(n)`."""
+def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """A bar with steps and ETA on a terminal, a line now and then elsewhere; yields `done(n)`.
+
+    unit: of the steps, to show how many a second there are.
+    """
     if not stderr.is_terminal:
         last, start, first = -1, time.monotonic(), -1
 
@@ -161,8 +165,10 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
             tenth = 10 * n // max(total, 1)
             if tenth > last:
                 last = tenth
-                left = (time.monotonic() - start) * (total - n) / (n - first) if n > first else None
-                say(f"{description} {n}/{total}" + ("" if left is None else f", about {left:.0f} s left"))
+                took = time.monotonic() - start
+                left = "" if n <= first else f", about {took * (total - n) / (n - first):.0f} s left"
+                rate = f", {(n - first) / took:.3g} {unit}/s" if unit and n > first else ""
+                say(f"{description} {n}/{total}{left}{rate}")
 
         yield done_plainly
         return
@@ -173,10 +179,16 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
+        *([TextColumn("{task.fields[rate]}")] if unit else []),
     )
     with Progress(*columns, console=stderr) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda n: bar.update(task, completed=n)
+        task = bar.add_task(description, total=total, rate="")
+
+        def done(n: int) -> None:
+            speed = bar.tasks[task].speed
+            bar.update(task, completed=n, rate=f"{speed:.3g} {unit}/s" if speed else "")
+
+        yield done
 
 
 def megabytes(size: int) -> str:
