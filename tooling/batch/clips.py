@@ -24,7 +24,7 @@ from ...calib_data.reader import Caption
 from ...engines.errors import UserError
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings import Settings
-from ...runtime.wav import encode_wav
+from ...runtime.wav import encode
 from .store import Store
 
 INDEX = "clips.jsonl"
@@ -214,7 +214,7 @@ def make_clips(pipeline: Pipeline, plan: Plan, clips: Sequence[tuple[Caption, in
     made = pipeline.generate(texts, plan.settings, plan.seconds, batch=len(clips), seeds=seeds)
     batch = min(len(clips), pipeline.max_batch or len(clips))
     for (caption, _), clip in zip(clips, made):
-        content = encode_wav(clip.audio, clip.sample_rate)
+        content = encode(clip.audio, clip.sample_rate)
         step = clip.step_seconds
         entry = Clip(
             caption.id,

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...calib_data.reader import Caption
 from ...runtime.settings import Settings
-from ...runtime.wav import encode_wav
+from ...runtime.wav import encode
 from .clips import Clip, ClipFolder, Made, Plan
 from .cluster import Cluster
 from .maker import ClipMaker, Job
@@ -33,7 +33,7 @@ class Silent(ClipMaker):
 
     def __init__(self, seconds: float):
         self.backend = "none"
-        self._content = encode_wav(np.zeros((2, round(seconds * RATE)), np.float32), RATE)
+        self._content = encode(np.zeros((2, round(seconds * RATE)), np.float32), RATE)
         self._sha256 = hashlib.sha256(self._content).hexdigest()
 
     def make(self, clips: Sequence[tuple[Caption, int]]) -> Iterator[Made]:

@@ -119,9 +119,14 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
     return wrapped
 
 
+EXTRAS = {
+    **{"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "ray": "ray", "fsspec": "ray"},
+    **dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"), "serve"),
+}
+
+
 def _extra(package: str | None) -> str:
-    extras = {"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "ray": "ray", "fsspec": "ray"}
-    return extras.get(package or "", "build")
+    return EXTRAS.get(package or "", "build")
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)

@@ -21,7 +21,7 @@ from dit_trt.calib_data.reader import Caption, read_captions
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.home import flocked, sha256
 from dit_trt.runtime.pipeline import Pipeline
-from dit_trt.runtime.wav import encode_wav
+from dit_trt.runtime.wav import encode
 from dit_trt.tooling.batch.batch import generate_batch
 from dit_trt.tooling.batch.clips import Plan, clip_seed
 from dit_trt.tooling.batch.store import UriStore, open_store
@@ -80,7 +80,7 @@ def test_every_caption_has_its_clip(batch: list, tiny_sqs: Bundle, tmp_path: Pat
         line = lines[i]
         assert (line["caption"], line["seed"], line["file"]) == (text, clip_seed(1000, i), f"{i}.wav")
         assert line["seconds"] > 0 and line["step_ms"] > 0 and (line["batch"], line["backend"]) == (1, "openvino")
-        expected = encode_wav(*pipeline(text, seconds=0.3, steps=2, seed=line["seed"]))
+        expected = encode(*pipeline(text, seconds=0.3, steps=2, seed=line["seed"]))
         assert (out / line["file"]).read_bytes() == expected
     assert files_in(out) == sorted(["batch.json", "clips.jsonl", *(f"{i}.wav" for i in CAPTIONS)])
 
