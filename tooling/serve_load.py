@@ -1,4 +1,4 @@
-"""What `dit-trt serve` does under load: requests a second and latency by clients at once, micro-batching off and on.
+"""What `dit-trt serve` does under load: rate, latency and processor time by clients, micro-batching off and on.
 
     python -m dit_trt.tooling.serve_load --output load.md
 
@@ -34,11 +34,15 @@ SERVE = "from dit_trt.tooling.cli import main; main(prog_name='dit-trt')"
 
 @dataclass
 class Load:
-    """What one server did with so many clients at once. seconds: of all rounds; latencies, batches: of each answer."""
+    """What one server did with so many clients at once. latencies, batches: of each answer.
+
+    seconds: of all rounds; processor: the server's seconds of it, which other work on the machine hardly changes.
+    """
 
     max_batch: int
     clients: int
     seconds: float = 0.0
+    processor: float = 0.0
     latencies: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
@@ -136,25 +140,35 @@ def _round(load: Load, port: int, requests: int, steps: int, seeds: Iterator[int
                     faults.append(content.decode(errors="replace"))
 
     threads = [threading.Thread(target=client) for _ in range(load.clients)]
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), _processor(port)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     load.seconds += time.perf_counter() - begun
+    load.processor += _processor(port) - before
     if faults:
         raise UserError(f"the server refused a request: {faults[0]}")
 
 
+def _processor(port: int) -> float:
+    """Seconds of the processor that the server has taken so far."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("process_cpu_seconds_total "))
+
+
 def load_table(loads: Sequence[Load]) -> str:
     """As Markdown; a rate is compared with that of the smallest batch at as many clients."""
-    lines = ["| clients | `--max-batch` | requests/s | against the first | p50, s | p95, s | clips a batch |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    titles = ("clients", "`--max-batch`", "clips a batch", "requests/s", "of the first's", "p50, s", "p95, s")
+    lines = [f"| {' | '.join((*titles, 'processor, s a clip'))} |", f"|{'---|' * (len(titles) + 1)}"]
     for load in loads:
         p50, p95 = np.percentile(load.latencies, (50, 95))
         first = next(other for other in loads if other.clients == load.clients)
         cells = [f"{load.rate:.2f}", f"{load.rate / first.rate:.2f}", f"{p50:.2f}", f"{p95:.2f}"]
-        lines.append(f"| {load.clients} | {load.max_batch} | {' | '.join(cells)} | {np.mean(load.batches):.1f} |")
+        cells = [f"{np.mean(load.batches):.1f}", *cells, f"{load.processor / len(load.latencies):.2f}"]
+        lines.append(f"| {load.clients} | {load.max_batch} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
