@@ -1,14 +1,16 @@
-"""Prompts and captions: a text file or AudioCaps' CSV in, sentences out, with their ids or as a seeded choice."""
+"""Prompts and captions: a text file, AudioCaps' CSV or JSON lines in, sentences out, with ids or as a seeded choice."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from ..engines.errors import UserError
 
@@ -27,12 +29,15 @@ class Caption:
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a `.csv` with a `caption` column (AudioCaps' layout), or of any other file, one a line.
 
-    Text files may hold blank lines and `#` comments. Raises UserError, naming file and fix, when the file is
-    missing, not UTF-8, without prompts or without that column.
+    A `.jsonl` file holds an object a line with a `caption`. Text files may hold blank lines and `#` comments. Raises
+    UserError, naming file and fix, when the file is missing, not UTF-8, without prompts or without that column.
     """
     path = Path(path)
     text = _read(path)
-    prompts = _captions(path, text) if path.suffix.lower() == ".csv" else _lines(text)
+    if path.suffix.lower() == ".jsonl":
+        prompts = [entry[CAPTION_COLUMN] for entry in _objects(path, text)]
+    else:
+        prompts = _captions(path, text) if path.suffix.lower() == ".csv" else _lines(text)
     if not prompts:
         raise UserError(f"{path} holds no prompts: write one a line, or a CSV row each")
     return prompts
@@ -41,13 +46,14 @@ def read_prompts(path: str | Path) -> list[str]:
 def read_captions(path: str | Path) -> list[Caption]:
     """The captions of a file as `read_prompts` reads it, each with its id, which names its clip.
 
-    A CSV's are in its column `id`, or `audiocap_id` as in AudioCaps'. Captions without have their place in the file:
-    0001, 0002, ... Raises UserError as `read_prompts`, and for an id that is there twice or
-    cannot be a file's name.
+    A CSV's are in its column `id`, or `audiocap_id` as in AudioCaps'; those of JSON lines in the field, of all or none.
+    Captions without have their place in the file: 0001, 0002, ... Raises UserError as `read_prompts`, and for an id
+    that is there twice or cannot be a file's name.
     """
     path = Path(path)
     texts = read_prompts(path)
-    ids = _ids(path, _read(path)) if path.suffix.lower() == ".csv" else None
+    reading = {".csv": _ids, ".jsonl": _object_ids}.get(path.suffix.lower())
+    ids = None if reading is None else reading(path, _read(path))
     if ids is None:
         width = max(4, len(str(len(texts))))
         return [Caption(f"{i + 1:0{width}}", text) for i, text in enumerate(texts)]
@@ -64,6 +70,31 @@ def _ids(path: Path, text: str) -> list[str] | None:
     reader = csv.DictReader(StringIO(text, newline=""), strict=True)
     column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or [])), None)
     return None if column is None else [(row[column] or "").strip() for row in reader]
+
+
+def _objects(path: Path, text: str) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or not isinstance(entry.get(CAPTION_COLUMN), str):
+            raise UserError(
+                f'{path}, line {number}: write an object a line, as {{"id": "91", "caption": "a dog barks"}}'
+            )
+        if not (caption := entry[CAPTION_COLUMN].strip()):
+            raise UserError(f"{path}, line {number}: the caption is empty; complete or delete the line")
+        found.append({**entry, CAPTION_COLUMN: caption})
+    return found
+
+
+def _object_ids(path: Path, text: str) -> list[str] | None:
+    entries = _objects(path, text)
+    column = next((name for name in ID_COLUMNS if any(name in entry for entry in entries)), None)
+    return None if column is None else [str(entry.get(column, "")) for entry in entries]
 
 
 def _read(path: Path) -> str:

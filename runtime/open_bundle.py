@@ -9,19 +9,20 @@ from ..engines.base import BACKENDS, Engine, choose_backend, open_engine
 from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError
 from ..engines.manifest import step_graphs
+from .bundle_facts import BundleFacts
 from .graph_shapes import graph_shapes
 from .step_engine import Conditioning, StepEngine
 
 HEAVY = 64_000_000  # bytes of weights from which on a graph that runs once a clip does not stay open
 
 
-class OpenBundle:
+class OpenBundle(BundleFacts):
     """Engines are compiled when first used and stay open; not thread-safe."""
 
-    def __init__(self, bundle: Bundle, device: str | None = None, rebuild: bool = False):
-        self.bundle = bundle
-        self._rebuild = rebuild
-        self.sizes: dict[str, int] = bundle.manifest["sizes"]
+    def __init__(self, bundle: Bundle, device: str | None = None, rebuild: bool = False, threads: int | None = None):
+        """threads: of a CPU's, for backends that run on one (default: the backend's choice)."""
+        super().__init__(bundle)
+        self._rebuild, self._threads = rebuild, threads
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
         self._backend = choose_backend(bundle.backend)
         self._device = device
@@ -38,14 +39,6 @@ class OpenBundle:
         Raises UserError when there is none, or it is damaged or cannot run here.
         """
         return cls(find_bundle(None if bundle is None else os.fspath(bundle)).verify(), device, rebuild)
-
-    @property
-    def sample_rate(self) -> int:
-        return self.sizes["sample_rate"]
-
-    @property
-    def max_seconds(self) -> float:
-        return self.sizes["max_latents"] * self.sizes["downsampling_ratio"] / self.sample_rate
 
     @property
     def always_pairs(self) -> bool:
@@ -110,6 +103,7 @@ class OpenBundle:
             shapes,
             self._device,
             digest,
+            self._threads if BACKENDS[self._backend].proof is None else None,
             precision=trunk if by_engine else None,
             plan=plan,
             rebuild=self._rebuild,

@@ -19,7 +19,7 @@ from .graph_shapes import TIME_ROWS
 from .griffin_lim import griffin_lim
 from .init_audio import InitAudio
 from .open_bundle import OpenBundle
-from .samplers import OBJECTIVE_OF, SAMPLERS, SAMPLERS_OF
+from .samplers import SAMPLERS
 from .scale_tables import ScaleTables, load_scales
 from .settings import Settings, check_clips
 from .step_engine import ByGraph, ByStep, Conditioning, cfg_halves
@@ -63,18 +63,6 @@ class Pipeline(OpenBundle):
     a cat meows 1002 (2, 44100)
     a cat meows 1003 (2, 44100)
     """
-
-    @property
-    def objective(self) -> str:
-        """What the model was trained to predict: `v` or `rf_denoiser`."""
-        sampler = self.bundle.manifest["schedule"]["sampler"]
-        if sampler not in OBJECTIVE_OF:
-            raise UserError(f"the bundle {self.bundle.folder.name} is for a sampler {sampler!r} of another version")
-        return OBJECTIVE_OF[sampler]
-
-    def settings(self, **chosen: object) -> Settings:
-        """The model's own defaults, with those of `Settings` that are chosen in their place."""
-        return Settings.of_schedule(self.bundle.manifest["schedule"], **chosen)
 
     def __call__(
         self,
@@ -171,25 +159,6 @@ class Pipeline(OpenBundle):
             raise UserError(
                 f"the parts of the bundle {self.bundle.folder.name} do not fit together ({error}); build it again"
             ) from error
-
-    def check_seconds(self, seconds: float | None) -> float:
-        """The length to make: by default 10 s or the model's longest."""
-        if seconds is None:
-            return min(10.0, self.max_seconds)
-        if not 0.1 <= seconds <= self.max_seconds + 0.005:
-            raise UserError(f"seconds {seconds:g} is outside 0.1..{self.max_seconds:.2f}, this model's longest")
-        return min(seconds, self.max_seconds)
-
-    def check_sampler(self, settings: Settings) -> None:
-        """Raises UserError for a sampler of models of another objective."""
-        if OBJECTIVE_OF[settings.sampler] != self.objective:
-            own = ", ".join(SAMPLERS_OF[self.objective])
-            raise UserError(f"the sampler {settings.sampler} is not for this model ({self.objective}); it has: {own}")
-
-    def window(self, seconds: float) -> int:
-        """The fewest latents that hold so many seconds."""
-        samples = round(seconds * self.sample_rate)
-        return min(-(-samples // self.sizes["downsampling_ratio"]), self.sizes["max_latents"])
 
     def count_cut_tokens(self, prompt: str) -> int:
         """How many tokens of a prompt the model will not see."""

@@ -35,22 +35,30 @@ def pcm16(audio: NDArray[np.floating]) -> NDArray[np.int16]:
     return np.rint(np.clip(audio.T, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
 
 
-def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) -> None:
-    """Write `audio` as 16-bit PCM at `sample_rate` Hz.
+def encode(audio: NDArray[np.floating], sample_rate: int, format: str = "wav") -> bytes:
+    """`audio` float32 [channels, n], clipped to -1..1 -> a `wav` or `flac` file of 16-bit samples at `sample_rate` Hz.
 
-    audio float32 [channels, n], clipped to -1..1; mono becomes stereo. Missing parent folders are created.
+    Mono becomes stereo. Raises UserError for NaN or infinity.
+    """
+    audio = _stereo(np.asarray(audio, dtype=np.float32))
+    _require_finite(audio)
+    file = BytesIO()
+    soundfile.write(file, pcm16(audio), sample_rate, format=format.upper(), subtype="PCM_16")
+    return file.getvalue()
+
+
+def write_wav(path: str | Path, audio: NDArray[np.float32], sample_rate: int) -> None:
+    """Write `audio` as `encode` has it. Missing parent folders are created.
+
     The file is written under a temporary name beside `path` and renamed, so an older file is replaced whole
     or left alone. Raises UserError for NaN or infinity, or when `path` cannot be written.
     """
     path = Path(path)
-    audio = _stereo(np.asarray(audio, dtype=np.float32))
-    _require_finite(audio)
-    encoded = BytesIO()
-    soundfile.write(encoded, pcm16(audio), sample_rate, format="WAV", subtype="PCM_16")
+    content = encode(audio, sample_rate)
     temporary = path.parent / f".{uuid.uuid4().hex}.wav.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(encoded.getvalue())
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --output") from error

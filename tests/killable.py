@@ -74,6 +74,12 @@ def _evaluate(arguments: list[str]) -> None:
     main(["evaluate", *arguments], standalone_mode=False)
 
 
+def _batch(arguments: list[str]) -> None:
+    from dit_trt.tooling.cli import main
+
+    main(["batch", *arguments], standalone_mode=False)
+
+
 def _child(question: list, report: int) -> None:
     job, arguments, home, change, _ = question
     os.environ["DIT_TRT_HOME"] = home
@@ -89,7 +95,7 @@ def _child(question: list, report: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    {"build": _build, "calibrate": _calibrate, "evaluate": _evaluate}[job](arguments)
+    {"build": _build, "calibrate": _calibrate, "evaluate": _evaluate, "batch": _batch}[job](arguments)
 
 
 def _serve() -> None:

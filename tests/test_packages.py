@@ -26,6 +26,7 @@ NOT_IMPORTED = {
     "diffusers",
     "transformers",
     "requests",
+    "httpx2",
     "ruff",
     "mypy",
     "build",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,21 +22,7 @@ from .calibrate import Plan, calibrate
 from .quantize import check_groups
 from .recipe import Recipe
 from .tables import shipped_table, tensor_kinds
-
-Say = Callable[[str], object]
-# Given what runs and how many calls it takes, a context that yields `done(calls)`: a progress bar, most likely.
-Watch = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-
-
-def silent(message: str) -> None:
-    """Says nothing."""
-
-
-@contextlib.contextmanager
-def unwatched(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Shows nothing."""
-    yield lambda done: None
-
+from .watching import Say, Watch, silent, unwatched
 
 NUM_PROMPTS = 50  # the paper's
 

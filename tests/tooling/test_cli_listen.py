@@ -13,7 +13,7 @@ from surveys import MODELS, sounds, write_answers
 
 from dit_trt.runtime.pipeline import Pipeline
 from dit_trt.runtime.wav import write_wav
-from dit_trt.tooling.evaluation.clips import INDEX as LIST
+from dit_trt.tooling.batch.clips import INDEX as LIST
 from dit_trt.tooling.listening.survey import read_key
 
 QUICK = ("--steps", 2, "--seconds", 0.4)

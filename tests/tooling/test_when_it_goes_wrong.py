@@ -131,6 +131,10 @@ class Desk:
         words = ("--num-captions", 1, "--seconds", 0.45, "--velocity-clips", 0)
         return error_of("evaluate", self.bundle, *(() if "--captions" in arguments else words), *arguments)
 
+    def batch(self, *arguments: object, code: int = 1) -> str:
+        file = self.write("captions.csv", b"id,caption\n1,rain\n")
+        return error_of("batch", file, "--bundle", self.bundle, *arguments, code=code)
+
     def evaluated(self) -> None:
         invoke("evaluate", self.bundle, "--num-captions", 1, "--seconds", 0.45, "--velocity-clips", 0, "--steps", 2)
 
@@ -270,6 +274,12 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "…'s weights are not ours to ship: …": lambda d: d.evaluate("--metrics", "openl3"),
     "… holds something else than an evaluation; …": lambda d: d.evaluate("--output", "model"),
     "… was begun with other …; …": lambda d: d.evaluated() or d.evaluate("--steps", 3),
+    '…, line …: write an object a line, as {"id": "91", "caption": "a dog barks"}': lambda d: error_of(
+        "batch", d.write("captions.jsonl", b"rain\n"), "--bundle", d.bundle, "--output", "out"
+    ),
+    "--output … cannot be opened (…); …": lambda d: d.batch("--output", "nonsense://x"),
+    "no Ray cluster answers at … (…); …": lambda d: d.batch("--output", "out", "--ray", "127.0.0.1:1"),
+    "--ray … is no address; …": lambda d: d.batch("--output", "out", "--ray", "nowhere", code=2),
     "… holds clips of another build of …; …": lambda d: d.evaluated() or d.other_build() or d.evaluate("--steps", 2),
     "…: the id … is there twice (captions … and …); …": lambda d: d.evaluate(
         "--captions", d.write("c.csv", b"id,caption\n1,a\n1,b\n")

@@ -10,6 +10,8 @@ from click.shell_completion import CompletionItem
 COMMANDS = {
     "build": "Quantize a model and build its engine bundle.",
     "run": "Generate sound from prompts.",
+    "batch": "A clip of every caption of a list, here or on a Ray cluster.",
+    "serve": "Serve bundles over HTTP.",
     "diff": "Compare a quantized bundle with FP32, step by step.",
     "analyze": "Draw activations, ranges, smoothing and errors of a bundle.",
     "sensitivity": "Rank Linears by the error they cause; choose bits for each.",

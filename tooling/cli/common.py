@@ -119,9 +119,21 @@ def dit_command(function: Callable[..., dict]) -> Callable[..., None]:
     return wrapped
 
 
+EXTRAS = {
+    **{
+        "onnxruntime": "onnxruntime",
+        "huggingface_hub": "hub",
+        "ray": "ray",
+        "fsspec": "ray",
+        "matplotlib": "plot",
+        "gradio": "studio",
+    },
+    **dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"), "serve"),
+}
+
+
 def _extra(package: str | None) -> str:
-    extras = {"onnxruntime": "onnxruntime", "huggingface_hub": "hub", "matplotlib": "plot", "gradio": "studio"}
-    return extras.get(package or "", "build")
+    return EXTRAS.get(package or "", "build")
 
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -151,8 +163,11 @@ def _fail(message: str, code: int) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with steps and ETA on a terminal, a line now and then elsewhere; yields `done(n)`."""
+def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """A bar with steps and ETA on a terminal, a line now and then elsewhere; yields `done(n)`.
+
+    unit: of the steps, to show how many a second there are.
+    """
     if not stderr.is_terminal:
         last, start, first = -1, time.monotonic(), -1
 
@@ -162,8 +177,10 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
             tenth = 10 * n // max(total, 1)
             if tenth > last:
                 last = tenth
-                left = (time.monotonic() - start) * (total - n) / (n - first) if n > first else None
-                say(f"{description} {n}/{total}" + ("" if left is None else f", about {left:.0f} s left"))
+                took = time.monotonic() - start
+                left = "" if n <= first else f", about {took * (total - n) / (n - first):.0f} s left"
+                rate = f", {(n - first) / took:.3g} {unit}/s" if unit and n > first else ""
+                say(f"{description} {n}/{total}{left}{rate}")
 
         yield done_plainly
         return
@@ -174,10 +191,16 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
+        *([TextColumn("{task.fields[rate]}")] if unit else []),
     )
     with Progress(*columns, console=stderr) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda n: bar.update(task, completed=n)
+        task = bar.add_task(description, total=total, rate="")
+
+        def done(n: int) -> None:
+            speed = bar.tasks[task].speed
+            bar.update(task, completed=n, rate=f"{speed:.3g} {unit}/s" if speed else "")
+
+        yield done
 
 
 def megabytes(size: int) -> str:

@@ -95,7 +95,7 @@ def command(
     """Generate sound from prompts with an engine bundle."""
     from ...runtime.init_audio import InitAudio
     from ...runtime.pipeline import Pipeline
-    from ...runtime.settings import Settings, check_clips
+    from ...runtime.settings import check_clips
     from ...runtime.wav import write_wav
 
     given = {
@@ -104,7 +104,7 @@ def command(
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with usage():  # what no model takes is told before one is opened
-        check_clips(prompts, _of_some_model(Settings, chosen), num_variations, negative_prompt)
+        check_clips(prompts, of_some_model(chosen), num_variations, negative_prompt)
         paths = _paths(prompts, num_variations, seed, output)
         if init_noise_level is not None and init_audio is None:
             raise UserError("--init-noise-level belongs to --init-audio; give both")
@@ -173,14 +173,16 @@ def command(
     }
 
 
-def _of_some_model(settings: type[Settings], chosen: dict[str, Any]) -> Settings:
+def of_some_model(chosen: dict[str, Any]) -> Settings:
     """Raises UserError for what is out of every model's range: a flow's noise levels are not those of other models."""
+    from ...runtime.settings import Settings
+
     try:
-        return settings(**chosen)
+        return Settings(**chosen)
     except UserError:
         if "sampler" not in chosen:
             with contextlib.suppress(UserError):
-                return settings(sampler="pingpong", **chosen)
+                return Settings(sampler="pingpong", **chosen)
         raise
 
 

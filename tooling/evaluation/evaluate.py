@@ -17,12 +17,13 @@ from ...engines.errors import UserError
 from ...engines.home import write_whole
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings import Settings
+from ..batch.clips import Clip, Plan
 from ..fidelity import Trial, measure, record
 from ..intervals import Estimate
 from ..recipe import Recipe
 from ..recipe_text import options_of
 from ..workflow import Say, Watch, checkpoint_of, reference_backend, reference_bundle, silent, unwatched
-from .clips import Clip, Plan, evaluation_folder, generate_all, names_of
+from .clips import evaluation_folder, generate_all, names_of
 from .embedders import Embedder
 from .scores import KEPT, Heard, Scores, Sound, score, sounds_in, sounds_of
 

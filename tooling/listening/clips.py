@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.errors import UserError
-from ..evaluation.clips import INDEX, index_entries
+from ..batch.clips import INDEX, index_entries
 
 if TYPE_CHECKING:
     from ...runtime.pipeline import Pipeline

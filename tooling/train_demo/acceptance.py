@@ -203,15 +203,17 @@ def main() -> None:
     if not any(path.stem.startswith("dog-") for path in wavs):
         raise SystemExit(f"{args.wavs} has no dog-<seed>.wav; make its clips with clips --output {args.wavs}")
     recordings, held_out = load(args.assets), load_held_out(args.assets)
-    drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
-    real = _each(_real, drawn, recordings)
+    generated = _each(_generated, wavs, [])
     sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
     foreign = [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
+    other = _each(_real, foreign, held_out)
+    drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
+    real = _each(_real, drawn, recordings)
     clips = Clips(
         real=[heard for heard, (_, index) in zip(real, drawn) if index < JUDGED],
         unseen=[heard for heard, (_, index) in zip(real, drawn) if index >= JUDGED],
-        foreign=_each(_real, foreign, held_out),
-        generated=_each(_generated, wavs, []),
+        foreign=other,
+        generated=generated,
     )
     found = table(clips)
     print(found, end="")

@@ -141,13 +141,12 @@ def semitones(sound: Audio, shift: int) -> Audio:
 def melody(label: str, recordings: list[Recording], length: int, rng: np.random.Generator, stretch: Stretch) -> Audio:
     """Single notes as a short phrase: a random walk over the notes, with a chord now and then."""
     kind = recordings[rng.integers(len(recordings))]
-    if len(kind.audio) > PHRASE_SECONDS * SAMPLE_RATE and ".sf2" not in kind.origin:
-        sound = stretch(kind.audio)
-        return calls(label, [sound], length, rng)
     prefix = kind.origin.split(" ")[:2]  # "FluidR3_GM.sf2:" and "Nylon"
     notes = [
         r.audio for r in recordings if ".sf2" in r.origin and (label == "trumpet" or r.origin.split(" ")[:2] == prefix)
     ]
+    if not notes or (len(kind.audio) > PHRASE_SECONDS * SAMPLE_RATE and ".sf2" not in kind.origin):
+        return calls(label, [stretch(kind.audio)], length, rng)
     clip = np.zeros(length, np.float32)
     rings = INSTRUMENTS[label]
     plucked = rings > 1

@@ -16,15 +16,9 @@ from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.home import flocked, sha256
 from dit_trt.runtime.pipeline import Pipeline, Settings
-from dit_trt.tooling.evaluation.clips import (
-    ClipFolder,
-    Plan,
-    clip_seed,
-    evaluation_folder,
-    generate_all,
-    names_of,
-    read_clips,
-)
+from dit_trt.tooling.batch.clips import ClipFolder, Plan, clip_seed, read_clips
+from dit_trt.tooling.batch.store import LocalStore
+from dit_trt.tooling.evaluation.clips import evaluation_folder, generate_all, names_of
 
 PLAN = Plan((Caption("91", "dog barking"), Caption("b-2", "rain")), Settings(steps=2), 0.3)
 
@@ -96,10 +90,10 @@ def test_a_clip_without_its_line_gets_it(finished: Path, cut: int) -> None:
     index = finished / "sqs" / "clips.jsonl"
     first, second = index.read_text().splitlines(keepends=True)
     index.write_text(first + (second[:-cut] if cut else ""))
-    (finished / "sqs" / ".abc.wav.tmp").write_bytes(b"half")
     clips = generate_all({"sqs": refuse}, finished, PLAN)["sqs"]
     assert [clip.id for clip in clips] == ["91", "b-2"] and clips == read_clips(finished / "sqs")
-    assert asdict(clips[1]) == {**json.loads(second), "seconds": None, "step_ms": None, "batch": None}
+    lost = dict.fromkeys(("seconds", "step_ms", "batch", "backend"))
+    assert {**asdict(clips[1]), "error": None} == {**json.loads(second), **lost}
     assert sorted(file.name for file in (finished / "sqs").iterdir()) == ["91.wav", "b-2.wav", "clips.jsonl"]
 
 
@@ -115,7 +109,7 @@ def test_a_clip_that_was_changed_is_not_taken(finished: Path) -> None:
     path = finished / "sqs" / "91.wav"
     path.write_bytes(path.read_bytes()[:-2] + b"ab")
     with pytest.raises(UserError, match=r"91\.wav is not what was generated; delete it, and it is made again$"):
-        ClipFolder(finished / "sqs", PLAN)
+        ClipFolder(LocalStore(finished / "sqs"), PLAN)
 
 
 # -------------------- one folder, one plan
@@ -198,7 +192,7 @@ def test_without_an_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no clips\.jsonl: give the folder of one bundle"):
         read_clips(tmp_path)
     (tmp_path / "clips.jsonl").write_text('{"id": 3}\n')
-    for read in (read_clips, lambda folder: ClipFolder(folder, PLAN)):
+    for read in (read_clips, lambda folder: ClipFolder(LocalStore(folder), PLAN)):
         with pytest.raises(UserError, match=r"clips\.jsonl is damaged .*; delete it: clips that are there are entered"):
             read(tmp_path)
 

@@ -11,7 +11,7 @@ import pytest
 from dit_trt.tooling.train_demo import captions, containers, corpus
 from dit_trt.tooling.train_demo.corpus import CLASSES, Recording
 from dit_trt.tooling.train_demo.features import CLIP, FRAMES_PER_LATENT, HOP, SAMPLE_RATE
-from dit_trt.tooling.train_demo.pool import Clips, augment, augment_pair, build_latents
+from dit_trt.tooling.train_demo.pool import INSTRUMENTS, Clips, augment, augment_pair, build_latents
 
 
 def recordings(seconds: float = 0.4) -> list[Recording]:
@@ -19,7 +19,9 @@ def recordings(seconds: float = 0.4) -> list[Recording]:
     rng = np.random.default_rng(0)
     decay = np.exp(-np.linspace(0, 6, int(seconds * SAMPLE_RATE))).astype(np.float32)
     return [
-        Recording(label, f"all.sf2: {label} {i}", "a package", decay * rng.uniform(-1, 1, len(decay)).astype(np.float32))
+        Recording(
+            label, f"all.sf2: {label} {i}", "a package", decay * rng.uniform(-1, 1, len(decay)).astype(np.float32)
+        )
         for label in CLASSES
         for i in range(2)
     ]
@@ -65,6 +67,13 @@ def test_a_clip_of_every_class(label):
     again, _ = augment(label, own, np.random.default_rng(1))
     np.testing.assert_array_equal(clip, again)
     assert not np.array_equal(clip, augment(label, own, np.random.default_rng(2))[0])
+
+
+@pytest.mark.parametrize("label", INSTRUMENTS)
+def test_a_recorded_instrument_is_played_as_it_is(label):
+    audio = np.random.default_rng(0).uniform(-1, 1, SAMPLE_RATE).astype(np.float32)
+    clip, _ = augment(label, [Recording(label, "instruments/it.ogg", "a package", audio)], np.random.default_rng(1))
+    assert 0.59 < np.abs(clip).max() <= 1
 
 
 def test_two_sounds_at_once_are_both_heard():

@@ -1,0 +1,1 @@
+"""Caption lists become folders of clips, here or on a Ray cluster."""
