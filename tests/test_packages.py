@@ -22,6 +22,7 @@ NOT_IMPORTED = {
     "onnxscript",
     "einops",
     "einops-exts",
+    "pytest-xdist",
     "tqdm",
     "diffusers",
     "transformers",

@@ -43,7 +43,7 @@ def test_the_commands_are_those_that_a_newcomer_needs():
     assert shlex.split(run)[:2] == ["dit-trt", "run"]
     assert shlex.split(diff)[:2] == ["dit-trt", "diff"]
     assert readme.set_up("build").endswith(f"{build} && {run}")  # one command from a clone to a sound
-    assert readme.set_up("dev").endswith(" && python -m pytest")
+    assert readme.set_up("dev").endswith(" && python -m pytest -n 2 --dist loadfile")
 
 
 def test_the_first_sound(newcomer):

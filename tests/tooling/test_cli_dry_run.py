@@ -128,15 +128,15 @@ def test_what_a_recipe_builds(tiny: Path, tiny_table_file: Path, tmp_path: Path,
     [
         (
             Recipe("none"),
-            {"text": 8_192_000, "conditioning": 1_016_320, "step": 21_627_136, "decoder": 986_240},
-            33_113_236,
+            {"text": 8_192_000, "conditioning": 1_016_320, "step": 21_633_280, "decoder": 986_240},
+            33_121_331,
         ),
         (
             Recipe(decoder_bits=32),
-            {"text": 8_192_000, "conditioning": 819_712, "step": 5_751_040, "decoder": 986_240},
-            17_257_931,
+            {"text": 8_192_000, "conditioning": 819_712, "step": 5_757_184, "decoder": 986_240},
+            17_266_026,
         ),
-        (Recipe(), {"text": 4_096_000, "conditioning": 442_624, "step": 5_751_040, "decoder": 494_400}, 12_294_709),
+        (Recipe(), {"text": 4_096_000, "conditioning": 442_624, "step": 5_757_184, "decoder": 494_400}, 12_302_804),
     ],
     ids=["none", "sqs", "sqs, decoder in halves"],
 )
