@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 # No test asserts a time: a busy machine is no defect. CI takes the same examples each time (as Hypothesis' own profile
 # for it does); others are tried wherever else the tests run.
-hypothesis.settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "here",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("here")
 
 
