@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -35,8 +34,8 @@ class Limits:
     seconds: float
 
     def longest(self, pipeline: Pipeline) -> float:
-        """Seconds of a clip, in hundredths."""
-        return min(math.floor(100 * pipeline.max_seconds) / 100, self.seconds)
+        """Seconds of a clip, in hundredths: what `run` says, and takes, as its longest."""
+        return min(round(pipeline.max_seconds, 2), self.seconds)
 
     def settings(self, pipeline: Pipeline, **chosen: Any) -> Settings:
         """The model's own defaults, at most what is allowed. Raises UserError."""

@@ -5,7 +5,8 @@
 
 Its bars were set before the training: BirdNET's probability of a dog in generated barks is at least half of that in
 real ones, and at most 0.05 in everything else; judges that know real clips alone name 70 % of all and 6 of 8 dogs. How
-near a clip comes to the training clips is told beside how near other real clips come.
+near a clip comes to its class's training recordings (to 32 clips drawn from them as the training's were) is told beside
+how near other real clips come. Shares are means over classes.
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
     worst = max(dog, key=lambda label: dog[label])
     found = f"at most {dog[worst]:.3f} ({worst})" if not over else f"{len(dog) - len(over)} of {len(dog)}; {said}"
     row(f"BirdNET's Dog in the other {len(dog)} classes, each one's mean", f"<= {OTHERS_BAR}", found, not over)
+    real_dog = {label: np.mean([each.dog for each in clips.real if each.label == label]) for label in over or [worst]}
+    row("- the same, real ones of these", "", ", ".join(f"{label} {score:.2f}" for label, score in real_dog.items()))
     known = {each.label for each in clips.foreign}
     text: dict[str, list[str]] = {label: [] for label in labels}
     for index, name in enumerate(JUDGES):
@@ -152,18 +155,22 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
             named = judge.predict([each.features[index] for each in heard])  # type: ignore[attr-defined]
             return named == np.array([each.label for each in heard])
 
-        share, own = right(clips.generated).mean(), right(by_class["dog"])
+        def share_of(heard: Sequence[Heard]) -> float:
+            some = {label: [each for each in heard if each.label == label] for label in (*CLASSES, NONE)}
+            return float(np.mean([right(each).mean() for each in some.values() if each]))
+
+        share, own = share_of(clips.generated), right(by_class["dog"])
         row(f"named right by the judge on {name}, generated", f">= {NAMED_BAR:.0%}", f"{share:.1%}", share >= NAMED_BAR)
         row("- of them dogs", "6 of 8", f"{own.sum()} of {len(own)}", own.mean() >= DOGS_BAR)
-        of_known = right([each for each in clips.generated if each.label in known]).mean()
+        of_known = share_of([each for each in clips.generated if each.label in known])
         row(
             f"- the {len(known)} classes with a held-out source",
             f">= {NAMED_BAR:.0%}",
             f"{of_known:.1%}",
             of_known >= NAMED_BAR,
         )
-        row("- real clips: other draws of the same recordings", "", f"{right(clips.unseen).mean():.1%}")
-        row("- real clips of held-out sources", "", f"{right(clips.foreign).mean():.1%}")
+        row("- real clips: other draws of the same recordings", "", f"{share_of(clips.unseen):.1%}")
+        row("- real clips of held-out sources", "", f"{share_of(clips.foreign):.1%}")
         for label in labels:
             own = right(by_class[label])
             text[label].append(f"{own.sum()} of {len(own)}")
@@ -173,8 +180,8 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
         near = [likeness(each.shape, shapes[each.label]) for each in heard if each.label in known]
         return f"{np.median(near):.2f} ({np.quantile(near, 0.1):.2f} to {np.quantile(near, 0.9):.2f})"
 
-    what = f"likeness to the nearest of a class's {JUDGED} training clips, median (p10 to p90): "
-    row(what + "generated", "", nearest(clips.generated))
+    what = f"likeness to the nearest of {JUDGED} draws of the class's training recordings, median (p10 to p90)"
+    row(f"{what}, the {len(known)} classes: generated", "", nearest(clips.generated))
     row("- other draws of the same recordings", "", nearest(clips.unseen))
     row("- real clips of held-out sources", "", nearest(clips.foreign))
     for label in labels:

@@ -31,6 +31,7 @@ from .corpus import CLASSES
 from .text import base_table, tokenizer_json
 
 MODEL_CONFIG = Path(__file__).parents[2] / "models" / "demo" / "model_config.json"
+CHECKPOINT = "checkpoint.pt"
 LEARNING_RATE = 1e-3
 WARMUP = 500
 EMA_DECAY = 0.9995
@@ -183,10 +184,11 @@ class Trainer:
 
 
 def demo_model(model_config: dict, base: Tensor, run: Path) -> DemoModel:
-    """The EMA weights of the run's checkpoint, if any; else new ones."""
+    """The EMA weights of the run's checkpoint."""
+    if not (path := run / CHECKPOINT).is_file():
+        raise SystemExit(f"{path} is not there; train first: python -m dit_trt.tooling.train_demo.train --run {run}")
     model = DemoModel(model_config, base)
-    if (path := run / "checkpoint.pt").exists():
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
     return model
 
 
@@ -204,6 +206,8 @@ def save(path: Path, state: dict) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    if not args.resume and (args.run / CHECKPOINT).exists():
+        raise SystemExit(f"{args.run} holds a training already; go on with --resume, or name another folder")
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     model_config = json.loads(MODEL_CONFIG.read_text("utf-8"))
@@ -215,7 +219,7 @@ def train(args: argparse.Namespace) -> None:
     args.run.mkdir(parents=True, exist_ok=True)
     before = 0.0
     if args.resume:
-        before = trainer.resume(torch.load(args.run / "checkpoint.pt", map_location=args.device, weights_only=True))
+        before = trainer.resume(torch.load(args.run / CHECKPOINT, map_location=args.device, weights_only=True))
     millions = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters, {len(clips.latents)} clips, on {args.device}", flush=True)
     start = said = saved = time.monotonic()
@@ -225,7 +229,7 @@ def train(args: argparse.Namespace) -> None:
         elapsed = before + now - start
         progress = min(1.0, elapsed / args.seconds)
         if progress >= 1 or now - saved > SAVE_EVERY:
-            save(args.run / "checkpoint.pt", trainer.state(elapsed))
+            save(args.run / CHECKPOINT, trainer.state(elapsed))
             saved = now
         if progress >= 1:
             print(f"{elapsed:.0f} s, {trainer.step} steps of {args.batch}, loss {trainer.loss.item():.4f}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 
@@ -12,7 +13,18 @@ from tokenizers import Tokenizer
 
 from dit_trt.exporters.model_files import DEMO
 from dit_trt.tooling.train_demo.features import CLIP, FRAMES_PER_LATENT, HOP
-from dit_trt.tooling.train_demo.train import MODEL_CONFIG, Clips, DemoModel, Trainer, load_pool, tokenize, velocity_loss
+from dit_trt.tooling.train_demo.train import (
+    CHECKPOINT,
+    MODEL_CONFIG,
+    Clips,
+    DemoModel,
+    Trainer,
+    demo_model,
+    load_pool,
+    tokenize,
+    train,
+    velocity_loss,
+)
 
 LATENTS = CLIP // (HOP * FRAMES_PER_LATENT)
 
@@ -82,3 +94,15 @@ def test_a_pool_of_another_model_is_refused(tmp_path):
     np.savez(tmp_path / "pool.npz", **pool(channels=64))
     with pytest.raises(SystemExit, match=r"the pool has 64 channels, model_config\.json 128"):
         load_pool(tmp_path / "pool.npz", 128)
+
+
+def test_a_run_without_a_checkpoint_is_not_exported(tmp_path):
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is not there; train first"):
+        demo_model(json.loads(MODEL_CONFIG.read_text("utf-8")), torch.zeros(8, 4), tmp_path / "no-run")
+
+
+def test_a_run_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes(b"hours of training")
+    with pytest.raises(SystemExit, match="go on with --resume, or name another folder"):
+        train(argparse.Namespace(run=tmp_path, resume=False))
+    assert (tmp_path / CHECKPOINT).read_bytes() == b"hours of training"
