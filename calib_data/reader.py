@@ -16,6 +16,7 @@ from ..engines.errors import UserError
 
 CAPTION_COLUMN = "caption"
 ID_COLUMNS = ("id", "audiocap_id")  # the second is AudioCaps'
+ID_BYTES = 180  # in UTF-8; with what is added a file's name stays under 255
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_prompts(path: str | Path) -> list[str]:
     path = Path(path)
     text = _read(path)
     if path.suffix.lower() == ".jsonl":
-        prompts = [entry[CAPTION_COLUMN] for entry in _objects(path, text)]
+        prompts = [entry[CAPTION_COLUMN] for entry in _objects(path, text).values()]
     else:
         prompts = _captions(path, text) if path.suffix.lower() == ".csv" else _lines(text)
     if not prompts:
@@ -61,6 +62,8 @@ def read_captions(path: str | Path) -> list[Caption]:
     for i, name in enumerate(ids):
         if not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
             raise UserError(f"{path}: the id {name[:40]!r} cannot name a file; use letters, digits, -, _ and .")
+        if len(name.encode()) > ID_BYTES:
+            raise UserError(f"{path}: the id {name[:40]!r} is too long for a file's name; use at most {ID_BYTES} bytes")
         if (first := known.setdefault(name, i)) != i:
             raise UserError(f"{path}: the id {name} is there twice (captions {first + 1} and {i + 1}); make ids unique")
     return [Caption(name, text) for name, text in zip(ids, texts)]
@@ -72,8 +75,9 @@ def _ids(path: Path, text: str) -> list[str] | None:
     return None if column is None else [(row[column] or "").strip() for row in reader]
 
 
-def _objects(path: Path, text: str) -> list[dict[str, Any]]:
-    found = []
+def _objects(path: Path, text: str) -> dict[int, dict[str, Any]]:
+    """By the number of their line."""
+    found = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -87,14 +91,20 @@ def _objects(path: Path, text: str) -> list[dict[str, Any]]:
             )
         if not (caption := entry[CAPTION_COLUMN].strip()):
             raise UserError(f"{path}, line {number}: the caption is empty; complete or delete the line")
-        found.append({**entry, CAPTION_COLUMN: caption})
+        found[number] = {**entry, CAPTION_COLUMN: caption}
     return found
 
 
 def _object_ids(path: Path, text: str) -> list[str] | None:
     entries = _objects(path, text)
-    column = next((name for name in ID_COLUMNS if any(name in entry for entry in entries)), None)
-    return None if column is None else [str(entry.get(column, "")) for entry in entries]
+    column = next((name for name in ID_COLUMNS if any(name in entry for entry in entries.values())), None)
+    if column is None:
+        return None
+    ids = {number: entry.get(column, "") for number, entry in entries.items()}
+    for number, name in ids.items():
+        if type(name) not in (str, int, float):
+            raise UserError(f"{path}, line {number}: the {column} is neither text nor a number")
+    return [*map(str, ids.values())]
 
 
 def _read(path: Path) -> str:

@@ -171,3 +171,5 @@ def test_captions_have_ids(tmp_path):
     (tmp_path / "lines.txt").write_text("# sounds\nRain\n\nSnow\n")
     for name in ("plain.csv", "lines.txt"):
         assert read_captions(tmp_path / name) == [Caption("0001", "Rain"), Caption("0002", "Snow")]
+    (tmp_path / "numbers.jsonl").write_text('{"id": 91, "caption": "Rain"}\n{"id": "b", "caption": "Snow"}\n')
+    assert read_captions(tmp_path / "numbers.jsonl") == [Caption("91", "Rain"), Caption("b", "Snow")]

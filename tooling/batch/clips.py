@@ -121,6 +121,8 @@ def held(store: Store, file: str, plan: Mapping[str, Any], bundles: Mapping[str,
             if known and known.get(part) != value:
                 raise UserError(f"{store.place} was begun with other {part}; give the same, or --output another folder")
         digests = known.get("bundles", {})
+        if not isinstance(digests, dict):
+            raise UserError(f"{store.place}/{file} does not hold its bundles as a JSON object")
         for name, digest in bundles.items():
             if digests.get(name, digest) != digest:
                 raise UserError(

@@ -2,7 +2,7 @@
 
 So a worker that dies, with its node or alone, leaves nothing half-written. Its batch is made again, clip by clip, by
 others; a clip that has lost so many workers as `LIVES` says is given up, and so is a seat that has lost as many in a
-row. When no seat is left, the clips that are left fail with the reason.
+row without a clip given up. When no seat is left, the clips that are left fail with the reason.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ class Cluster:
             if lives[clip[0].id] < LIVES:
                 again.append([clip])
             else:
+                self._losses[worker.seat] = 0  # it was the clip
                 yield failed(clip, f"{LIVES} workers were lost while making it (out of memory?): {why}")
         queue.extendleft(reversed(again))
         if self._losses[worker.seat] >= LIVES:

@@ -59,7 +59,7 @@ class Room:
                 gone[seat] -= 1
             else:
                 found.append(seat)
-        return found if self.workers is None else found[: max(0, self.workers - len(taken) - len(closed))]
+        return found if self.workers is None else found[: max(0, self.workers - len(taken))]
 
 
 def _count(node: Mapping[str, Any], resource: str) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,15 +124,16 @@ class UriStore:
     def __init__(self, uri: str):
         import fsspec
 
-        self.place = uri.rstrip("/")
+        self.place, shown = _shown(uri.rstrip("/")), _shown(uri)
         scheme = uri.partition("://")[0]
         try:
             found: tuple[Any, str] = fsspec.core.url_to_fs(uri)
         except ImportError as error:
-            raise UserError(f"--output {uri}: {last_line(error)}; pip install what it names") from None
+            raise UserError(f"--output {shown}: {_shown(last_line(error))}; pip install what it names") from None
         except Exception as error:  # of every file system its own
             known = "file, s3, gs or another of fsspec's, see fsspec.available_protocols()"
-            raise UserError(f"--output {uri} cannot be opened ({last_line(error)}); the scheme is {known}") from None
+            why = _shown(last_line(error))
+            raise UserError(f"--output {shown} cannot be opened ({why}); the scheme is {known}") from None
         self._system, path = found
         self._folder = path.rstrip("/")
         self._at_once = scheme in WHOLE_UPLOADS
@@ -189,8 +191,13 @@ class UriStore:
         try:
             yield
         except Exception as error:
-            reason = f"{type(error).__name__}: {last_line(error)}"
+            reason = f"{type(error).__name__}: {_shown(last_line(error))}"
             raise UserError(f"--output {self.place} cannot {what}: {reason}; the same command goes on") from error
+
+
+def _shown(text: str) -> str:
+    """Without the passwords of its URIs."""
+    return re.sub(r"://([^/:@\s]*):[^/\s]*@", r"://\1:***@", text)
 
 
 def _part(name: str) -> str:
@@ -200,16 +207,15 @@ def _part(name: str) -> str:
 def open_store(output: str) -> Store:
     """A folder's path, or a URI with a scheme. Raises UserError, naming the fix, for one that cannot be opened."""
     scheme, has_scheme, _ = output.partition("://")
+    shown = _shown(output)
     if not has_scheme:
         return LocalStore(_folder(expanded(output), output))
     if not scheme:
-        raise UserError(
-            f"--output {output} has no scheme; write file:///folder, s3://bucket/folder, or a folder's path"
-        )
+        raise UserError(f"--output {shown} has no scheme; write file:///folder, s3://bucket/folder, or a folder's path")
     if scheme == "file":
         parts = urlsplit(output)
         if parts.netloc not in ("", "localhost") or not parts.path:
-            raise UserError(f"--output {output} names no folder of this machine; write file:///folder")
+            raise UserError(f"--output {shown} names no folder of this machine; write file:///folder")
         return LocalStore(_folder(Path(unquote(parts.path)), output))
     return UriStore(output)
 

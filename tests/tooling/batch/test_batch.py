@@ -146,6 +146,20 @@ def test_other_captions_bundles_and_things_need_another_folder(batch: list, tiny
     assert "holds something else than a batch" in error_of(*batch, tmp_path)
 
 
+def test_a_damaged_list_of_bundles_is_one_line(batch: list, tmp_path: Path) -> None:
+    invoke(*batch, tmp_path / "out")
+    file = tmp_path / "out" / "batch.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bundles": []}))
+    assert f"{file} does not hold its bundles as a JSON object" in error_of(*batch, tmp_path / "out")
+
+
+def test_the_longest_id_is_a_file(batch: list, tmp_path: Path) -> None:
+    name = "\u58f0" * 60
+    write_captions(batch[1], {name: "rain"})
+    invoke(*batch, tmp_path / "out")
+    assert [*hashes(tmp_path / "out")] == [name]
+
+
 # -------------------- what fails alone
 
 
@@ -316,6 +330,15 @@ def _caption_faults() -> list[tuple[str, str, str]]:
         ("a.jsonl", '{"id": "x", "caption": "a"}\n{"id": "x", "caption": "b"}\n', "the id x is there twice"),
         ("a.jsonl", '{"id": "x", "caption": "a"}\n{"caption": "b"}\n', "the id '' cannot name a file"),
         ("a.jsonl", '{"id": "../x", "caption": "a"}\n', "the id '../x' cannot name a file"),
+        (
+            "a.jsonl",
+            json.dumps({"id": "\u58f0" * 61, "caption": "a"}),
+            "is too long for a file's name; use at most 180",
+        ),
+        *[
+            ("a.jsonl", f'\n{{"id": {wrong}, "caption": "a"}}\n', "line 2: the id is neither text nor a number")
+            for wrong in ("null", "true", "[1]")
+        ],
         ("a.jsonl", "[" * 100_000, "line 1: write an object a line"),
         ("a.csv", "id,text\n1,rain\n", "has no column 'caption' (it has id, text)"),
         ("a.csv", "id,caption\n1,\n", "line 2: the caption is empty"),

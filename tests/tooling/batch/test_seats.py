@@ -44,3 +44,4 @@ def test_seats_taken_or_closed_are_not_free() -> None:
     assert room.free(NODES, [Seat("a", 2)] * 4 + [Seat("b", 2)], []) == []
     assert room.free(NODES[1:], [], []) == [Seat("b", 2)]
     assert room.free([*NODES[1:], node("new", 2)], [Seat("b", 2)], []) == [Seat("new", 2)]
+    assert Room.of(NODES, 1, wants_gpus=False).free(NODES, [], [Seat("a", 8)]) == [Seat("b", 2)], "closed, so replaced"

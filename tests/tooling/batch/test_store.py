@@ -95,6 +95,30 @@ def test_bad_places(uri: str, message: str) -> None:
         pass
 
 
+def test_a_password_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    uri = "ftp://me:se:cr@et@host:21/a"
+    bad = ["nonsense://me:secret@host/a", "file://me:secret@host/a", "://me:secret@host/a"]
+    for each in bad:
+        with pytest.raises(UserError, match=r"--output \w*://me:\*\*\*@host/a ") as error:
+            open_store(each)
+        assert "secret" not in str(error.value)
+
+    def no_list(*_: object, **__: object) -> None:
+        raise OSError(f"no answer from {uri}")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda uri: (MemoryFileSystem(), "/a"))
+    monkeypatch.setattr(MemoryFileSystem, "ls", no_list)
+    store = UriStore(uri)
+    assert store.place == "ftp://me:***@host:21/a"
+    with pytest.raises(UserError, match="OSError: no answer from ftp://me") as error:
+        store.names()
+    assert "cr@et" not in str(error.value)
+    for kept in ("abfs://box@account/a", "s3://bucket/a:b@c"):
+        assert UriStore(kept).place == kept
+
+
 def test_a_missing_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(uri: str) -> None:
         raise ImportError("Install s3fs to access S3")
