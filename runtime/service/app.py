@@ -18,7 +18,7 @@ from ..pipeline import Pipeline
 from ..samplers import SAMPLERS_OF
 from ..settings import check_clips
 from .fields import FORMATS, Limits, faults, request_model
-from .gate import GONE, NOTE, Gate, too_large
+from .gate import GENERATIONS, GONE, NOTE, Gate, too_large
 from .jobs import Closed, Full, Job, Sound
 from .metrics import Metrics
 from .page import page
@@ -68,9 +68,9 @@ def create_app(
 
     generate.__annotations__["asked"] = body  # known here alone: its limits are those of these bundles
     app.post(
-        "/v1/audio/generations",
+        GENERATIONS,
         response_class=Response,
-        responses={200: AUDIO, **documented(400, *always, 413, 422, 429, 500, 503)},
+        responses={200: AUDIO, **documented(400, *always, 413, 415, 422, 429, 500, 503)},
     )(generate)
 
     @app.get("/v1/models", responses=documented(400, *always))

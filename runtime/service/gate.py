@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: Host, token, size; and its one line of log."""
+"""What every request passes before anything reads it: Host, token, size, content type; and its one line of log."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import hmac
 import time
 from collections.abc import Callable
 from datetime import datetime
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..hosts import LOOPBACK, hostname
 from .fields import MAX_BODY
 from .metrics import Metrics
 from .problems import Problem
 
 OPEN = "/healthz"  # the path that needs no token
-PATHS = ("/v1/audio/generations", "/v1/models", "/metrics", "/openapi.json", "/docs", OPEN)
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+GENERATIONS = "/v1/audio/generations"
+PATHS = (GENERATIONS, "/v1/models", "/metrics", "/openapi.json", "/docs", OPEN)
 GONE = 499  # the status in log and metrics of a request whose client did not wait
 NOTE = "dit_trt.note"  # the key of the scope under which a request leaves words for its line of log
 
@@ -26,7 +27,8 @@ NOTE = "dit_trt.note"  # the key of the scope under which a request leaves words
 class Gate:
     """ASGI middleware. token: what requests must bear; without one only a loopback Host is answered.
 
-    (A page in the user's browser reaches a port of this machine by a name of its own, but not by these.)
+    (A page in the user's browser reaches a port of this machine by a name of its own, but not by these, and sends JSON
+    elsewhere only after it has asked.)
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Gate:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._token is None:
             host = headers.get(b"host", b"").decode("latin-1")
-            if _hostname(host) not in LOOPBACK:
+            if hostname(host) not in LOOPBACK:
                 return Problem(400, "without a token only 127.0.0.1 and localhost are served; start with --token-file")
         elif scope["path"] != OPEN:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -75,6 +77,9 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > MAX_BODY:
             return too_large()
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if (scope["method"], scope["path"]) == ("POST", GENERATIONS) and kind != b"application/json":
+            return Problem(415, "send the body as JSON, with the header `Content-Type: application/json`")
         return None
 
 
@@ -100,10 +105,3 @@ def _limited(receive: Receive) -> Receive:
 def _digest(token: bytes) -> bytes:
     """Equally long for every token, so that comparing tells nothing of its length."""
     return hashlib.sha256(token).digest()
-
-
-def _hostname(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None

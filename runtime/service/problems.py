@@ -25,6 +25,7 @@ WHEN = {
     400: "The body is no JSON, or the Host is not this machine.",
     401: "The token is missing or wrong.",
     413: "The body is too large.",
+    415: "The body's content type is not application/json.",
     422: "A field is missing, unknown, of the wrong type or outside its limits; the detail names it.",
     429: "The waiting list is full.",
     500: "The engine failed; the next request has a fresh try.",

@@ -16,9 +16,11 @@ from .fields import Limits
 from .metrics import Metrics
 from .worker import Worker
 
+BACKLOG = 2048  # as uvicorn has it
+
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to them (port 0: any free one); nobody can connect before `serve`. Raises UserError."""
+    """A socket that listens there (port 0: any free one); who connects waits for `serve`. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
@@ -27,6 +29,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)  # or another server could bind it, too
     except OSError as error:
         bound.close()
         reason = (error.strerror or str(error)).lower()

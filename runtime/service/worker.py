@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, replace
 
 from ...engines.errors import UserError, last_line
@@ -116,10 +118,11 @@ class Worker:
         self.waiting.remove(job)
 
     def stop(self) -> None:
-        """Give up what waits, and what runs with its next step."""
+        """Give up what waits and what runs: who asked is told at once, the thread ends with its step."""
         self._stopping = self.draining = True
-        for job in self.waiting.close():
-            job.result.set_exception(Closed())
+        now = self._running
+        for job in (*self.waiting.close(), *(now.jobs if now is not None else ())):
+            _settle(job, Closed())
 
     def retry_after(self) -> int:
         """Whole seconds until a place on the waiting list should be free: until what runs is finished."""
@@ -142,7 +145,7 @@ class Worker:
             sounds = self._timed(jobs)
         except _GivenUp:
             for job in jobs:
-                job.result.set_exception(Closed())
+                _settle(job, Closed())
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -150,13 +153,13 @@ class Worker:
                 return
             reason = " ".join(last_line(error).split())
             told = reason if isinstance(error, UserError) else "the engine failed; the server's log has the reason"
-            jobs[0].result.set_exception(EngineFailed(told))
+            _settle(jobs[0], EngineFailed(told))
             self.log(f"{jobs[0].model} failed: {type(error).__name__}: {reason}")
         else:
             self.clips += len(jobs)
             self.observe(len(jobs), sounds[0].seconds)
             for job, sound in zip(jobs, sounds):
-                job.result.set_result(sound)
+                _settle(job, sound)
 
     def _timed(self, jobs: list[Job]) -> list[Sound]:
         """Generate, and remember how fast it went."""
@@ -198,3 +201,12 @@ class Worker:
     def _most(self, pipeline: Pipeline) -> int:
         """Clips of a batch, at most."""
         return min(self.max_batch, pipeline.max_batch or self.max_batch)
+
+
+def _settle(job: Job, outcome: Sound | Exception) -> None:
+    """Its result, unless it has one: two threads may come at the same time."""
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(outcome, Sound):
+            job.result.set_result(outcome)
+        else:
+            job.result.set_exception(outcome)

@@ -22,6 +22,8 @@ from commands import error_of, invoke
 from processes import COMMAND, dit_trt
 
 from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.errors import UserError
+from dit_trt.runtime.service.server import listening
 
 TOKEN = "a-token-for-the-tests"
 BEARING = {"Authorization": f"Bearer {TOKEN}"}
@@ -231,6 +233,13 @@ def test_a_port_in_use_and_a_host_of_nobody(tiny_sqs: Bundle) -> None:
         assert f"cannot listen on 127.0.0.1 port {port}: " in error_of("serve", tiny_sqs.folder, "--port", port)
     assert "is no address of this machine" in error_of("serve", tiny_sqs.folder, "--host", "no.such.host.invalid")
     assert "cannot listen on 192.0.2.1" in error_of("serve", tiny_sqs.folder, "--host", "192.0.2.1")
+
+
+def test_a_port_is_taken_from_the_start() -> None:
+    with listening("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError, match="give another --port"):
+            listening("127.0.0.1", port)
 
 
 def test_bundles_that_are_not_there_or_twice(tiny_sqs: Bundle, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...engines.errors import UserError
+from ...runtime.hosts import LOOPBACK
 from .common import dit_command, say, tell
 from .completion import bundles
 
@@ -22,7 +23,6 @@ Examples:
   dit-trt studio                       the newest bundle, on this machine
   dit-trt studio --bundle sqs-w8a8 --port 9000
 """
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command(epilog=EPILOG)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 
@@ -25,13 +24,13 @@ from fastapi.staticfiles import StaticFiles
 from gradio.themes import Default
 
 from ...engines.errors import UserError, last_line
+from ...runtime.hosts import LOOPBACK, hostname, is_foreign
 from . import shown
 from .running import Stopped, reports
 from .takes import Comparison, Progress, Studio, Take
 from .wish import Wish
 
 HERE = Path(__file__).parent
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 MOST_KEPT = 20  # entries of a session's history
 WAITING = 16
@@ -40,17 +39,22 @@ FIELDS = ("prompt", "seconds", "steps", "cfg", "seed", "negative_prompt", "init_
 
 
 class _Guard:
-    """Browsers are told to load nothing from elsewhere; other names of this machine are refused, as other pages use."""
+    """Browsers are told to load nothing from elsewhere; what pages of elsewhere send is refused: their Origin, and
+    other names of this machine.
+    """
 
     def __init__(self, app: Any, hosts: tuple[str, ...] | None):
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and self._hosts is not None:
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if urlsplit(f"//{host}").hostname not in self._hosts:
-                await send({"type": "http.response.start", "status": 400, "headers": []})
-                await send({"type": "http.response.body", "body": b"another host's name"})
+        if scope["type"] == "http":
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            host, origin = headers.get(b"host", ""), headers.get(b"origin")
+            if self._hosts is not None and hostname(host) not in self._hosts:
+                await _refuse(send, 400, b"another host's name")
+                return
+            if origin is not None and is_foreign(origin, host):
+                await _refuse(send, 403, b"a page of another host")
                 return
 
         async def guarded(message: Any) -> None:
@@ -59,6 +63,11 @@ class _Guard:
             await send(message)
 
         await self._app(scope, receive, guarded)
+
+
+async def _refuse(send: Any, status: int, why: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": why})
 
 
 def serve(listening: socket.socket, bundle: str | None, device: str | None, ready: Callable[[Studio], object]) -> None:

@@ -5,6 +5,7 @@ Whatever happens is said through `say`: `Progress` every now and then. What `say
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import threading
 import time
@@ -50,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Take:
-    """A finished clip. size_bytes: of its bundle; step_ms: median; sampling_seconds: all steps, without previews."""
+    """A finished clip. size_bytes: of its bundle; step_ms: median, sampling_seconds: all; without previews."""
 
     wish: Wish
     file: Path
@@ -128,7 +129,11 @@ class _Run:
         self._begun = self._reported = time.perf_counter()
         self._previewed = 0
         self.estimates: list[Float] = []
-        self.preview_seconds = 0.0
+        self.looking: list[float] = []  # seconds of each step that were spent here
+
+    @property
+    def preview_seconds(self) -> float:
+        return sum(self.looking)
 
     def seen(self, step: int, estimate: Float) -> None:
         self.estimates.append(estimate)
@@ -137,7 +142,7 @@ class _Run:
         now, done = time.perf_counter(), step + 1
         sampled = now - self._begun - self.preview_seconds
         picture = None
-        due = step - self._previewed >= max(1, self._steps // PREVIEWS) and done < self._steps
+        due = step - self._previewed >= -(-self._steps // PREVIEWS) and done < self._steps
         if due and self.preview_seconds <= max(FREE_SECONDS, SHARE * sampled):
             self._previewed = step
             picture = pictures.spectrogram_png(spectrogram(self._pipeline, estimate))
@@ -145,7 +150,7 @@ class _Run:
             left = sampled / step * (self._steps - done) if step else None
             self._say(Progress(self._bundle, done, self._steps, left, picture))
             self._reported = time.perf_counter()
-        self.preview_seconds += time.perf_counter() - now
+        self.looking.append(time.perf_counter() - now)
 
 
 def spectrogram(pipeline: Pipeline, latents: Float) -> NDArray:
@@ -209,7 +214,11 @@ class Studio:
             raise UserError("the two bundles are of different models; choose two of one model")
         with self._busy:
             first, before = self._take(replace(wish, bundle=other), say)
-            second, after = self._take(wish, say)
+            try:
+                second, after = self._take(wish, say)
+            except BaseException:  # whoever stops it, too
+                shutil.rmtree(first.file.parent, ignore_errors=True)
+                raise
         cosine, relative = np.array([compare_velocities(a, b) for a, b in zip(before, after, strict=True)]).T
         return Comparison((first, second), relative, cosine, pictures.difference_png(relative, cosine))
 
@@ -235,14 +244,15 @@ class Studio:
         clip = next(iter(clips))
         file = self.folder / uuid.uuid4().hex / clip_name(wish.prompt, clip.seed)
         write_wav(file, clip.audio, clip.sample_rate)
+        step_seconds = [taken - looked for taken, looked in zip(clip.step_seconds, run.looking, strict=True)]
         take = Take(
             wish,
             file,
             settings.steps,
             recipe_of(pipeline.bundle),
             pipeline.bundle.size_bytes,
-            1000 * statistics.median(clip.step_seconds),
-            sum(clip.step_seconds) - run.preview_seconds,
+            1000 * statistics.median(step_seconds),
+            sum(step_seconds),
             pictures.sound_png(clip.audio, clip.sample_rate),
             notes,
         )

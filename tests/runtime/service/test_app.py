@@ -120,6 +120,11 @@ def test_what_was_warmed_up_is_compiled(tiny_sqs):
     for batch in (1, 2, 4):
         assert len([*pipeline.generate(["a", "b", "c", "d"], pipeline.settings(steps=3), batch=batch)]) == 4
     assert {*pipeline._step_engines} == compiled
+    for more, kind in enumerate([("rain", 7.0), (None, 1.0), ("rain", 1.0)]):  # docs/serving.md: once a kind and size
+        settings = pipeline.settings(steps=2, cfg_scale=kind[1])
+        for _ in range(2):
+            list(pipeline.generate(["a"], settings, negative_prompt=kind[0]))
+        assert len(pipeline._step_engines) == len(compiled) + min(more + 1, 2)
 
 
 # -------------------- what is refused
@@ -173,8 +178,15 @@ def test_a_body_that_is_no_json_object_is_refused(service, body):
 
 def test_a_form_is_refused(service):
     """What a page of another site could make a browser send without asking first."""
-    answer = service.client.post(GENERATIONS, content=b'{"prompt": "dog"}', headers={"Content-Type": "text/plain"})
-    assert "content type application/json" in problem(answer, 422)["detail"]
+    for kind in ("text/plain", "text/plain; application/json", "application/jsonx", "", None):
+        headers = {} if kind is None else {"Content-Type": kind}
+        answer = service.client.post(GENERATIONS, content=b'{"prompt": "dog"}', headers=headers)
+        found = problem(answer, 415)
+        assert found["detail"] == "send the body as JSON, with the header `Content-Type: application/json`"
+    assert service.pipeline.batches == []
+    kind = {"Content-Type": "Application/JSON; charset=utf-8"}
+    content = b'{"prompt": "dog", "steps": 2}'
+    assert service.client.post(GENERATIONS, content=content, headers=kind).status_code == 200
 
 
 def test_a_large_body_is_refused_whether_or_not_it_tells_its_length(service):
@@ -360,8 +372,9 @@ def test_a_stopping_service_takes_nothing_and_gives_up_between_steps(serve):
         problem(service.client.get("/healthz"), 503)
         service.worker.stop()
         problem(waiting.result(), 503)
+        problem(running.result(timeout=10), 503)  # a step may take longer than the server has time
         service.pipeline.go.set()
-        problem(running.result(), 503)
+        until(lambda: not service.worker.alive)
     assert service.pipeline.steps == 1
 
 

@@ -6,6 +6,7 @@ import http.client
 import io
 import re
 import shlex
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,7 @@ def test_stop_and_the_queue(visit):
     """One at a time: another page waits, and a page that is closed waits no more."""
     page, other, third = visit(), visit(), visit()
     for one in (page, other, third):
-        one.get_by_label("Prompt", exact=True).fill("dog barking")
+        one.get_by_label("Prompt", exact=True).fill("never made" if one is third else "dog barking")
         one.get_by_label("Steps", exact=True).fill("1000" if one is page else "4")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("Sampling.").wait_for()
@@ -230,6 +231,9 @@ def test_stop_and_the_queue(visit):
     page.get_by_role("button", name="Stop").click()
     assert settled(page) == "Stopped."
     assert settled(other) == "Done."
+    clips = [path.name for path in Path(tempfile.gettempdir()).glob("dit-trt-studio-*/clips/*/*")]
+    assert clip_name("dog barking", 1000) in clips
+    assert clip_name("never made", 1000) not in clips
     assert press(page, "Generate", Steps=4) == "Done."
 
 
@@ -254,12 +258,21 @@ def test_the_history_shows_and_restores(visit):
 def test_other_names_for_this_machine_are_refused(address):
     """A page elsewhere whose name leads here must not be able to use this one."""
 
-    def ask(path: str = "/", **headers: str) -> http.client.HTTPResponse:
+    def ask(path: str = "/", method: str = "GET", body: str | None = None, **headers: str) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
-        connection.request("GET", path, headers=headers)
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         return connection.getresponse()
 
-    assert ask(Host="evil.example").status == 400
+    def upload(origin: str) -> int:
+        part = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\nsound\r\n--x--\r\n'
+        kind = "multipart/form-data; boundary=x"
+        return ask("/gradio_api/upload", "POST", part, Origin=origin, Content_Type=kind).status
+
+    assert upload(address) == 200
+    for origin in ("http://evil.example", address + "1", "http://127.0.0.1", "null", ""):
+        assert upload(origin) == 403
+    for host in ("evil.example", "[", "[::1", ""):
+        assert ask(Host=host).status == 400
     assert ask().status == 200
     assert "default-src 'self'" in ask().headers["content-security-policy"]
     assert ask("/clips/../../../../etc/passwd").status in (400, 404)

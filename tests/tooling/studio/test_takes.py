@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +89,21 @@ def test_progress_counts_steps_and_shows_the_estimate(studio):
     assert 5 <= len(shown) <= 8
     assert {one.height for one in shown} == {2 * pictures.BANDS}
     assert shown[0].tobytes() != shown[-1].tobytes()
+
+
+@pytest.mark.parametrize("steps", [8, 9, 15, 17])
+def test_previews_are_few_and_no_part_of_a_steps_time(studio, monkeypatch, steps):
+    def slow(pipeline, latents):
+        time.sleep(0.2)
+        return np.zeros((pictures.BANDS, 4))
+
+    monkeypatch.setattr("dit_trt.tooling.studio.takes.spectrogram", slow)
+    studio.generate(replace(WISH, steps=2))  # opened and compiled
+    said = []
+    take = studio.generate(replace(WISH, steps=steps), said.append)
+    assert 3 <= sum(report.picture is not None for report in said) <= 8
+    assert take.step_ms < 100
+    assert take.sampling_seconds >= steps * take.step_ms / 3000 > 0
 
 
 def test_a_comparison_is_that_of_the_estimates(studio):
@@ -259,6 +275,15 @@ def test_a_stopped_run_leaves_the_studio_usable(studio):
             assert isinstance(report, Progress)
             stop.set()
     assert studio.generate(WISH).file.is_file()
+
+
+def test_a_stopped_comparison_leaves_no_clip(studio):
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        for report in reports(lambda say: studio.compare(replace(WISH, steps=300), "fp32", say), stop):
+            if report.bundle == "sqs" and report.done:
+                stop.set()
+    assert [*studio.folder.iterdir()] == []
 
 
 # -------------------- what it needs
