@@ -35,6 +35,8 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     path = Path(path)
     text = _read(path)
+    if path.suffix.lower() in (".json", ".tsv"):
+        raise UserError(f"{path}: give JSON lines (.jsonl), a CSV with commas (.csv) or a text file, a prompt a line")
     if path.suffix.lower() == ".jsonl":
         prompts = [entry[CAPTION_COLUMN] for entry in _objects(path, text).values()]
     else:
@@ -151,6 +153,9 @@ def _captions(path: Path, text: str) -> list[str]:
             )
         captions = []
         for row in reader:
+            if None in row:
+                where = f"{path}, line {reader.line_num}"
+                raise UserError(f"{where}: more fields than columns; put captions that hold commas in quotes")
             caption = (row[CAPTION_COLUMN] or "").strip()
             if not caption:
                 raise UserError(f"{path}, line {reader.line_num}: the caption is empty; complete or delete the row")

@@ -173,3 +173,18 @@ def test_captions_have_ids(tmp_path):
         assert read_captions(tmp_path / name) == [Caption("0001", "Rain"), Caption("0002", "Snow")]
     (tmp_path / "numbers.jsonl").write_text('{"id": 91, "caption": "Rain"}\n{"id": "b", "caption": "Snow"}\n')
     assert read_captions(tmp_path / "numbers.jsonl") == [Caption("91", "Rain"), Caption("b", "Snow")]
+
+
+def test_an_unquoted_comma_is_no_caption_cut_short(tmp_path):
+    (tmp_path / "a.csv").write_text('caption,id\n"rain, wind",1\ndog, barking,2\n')
+    with pytest.raises(
+        UserError, match=r"a\.csv, line 3: more fields than columns; put captions that hold commas in quotes"
+    ):
+        read_captions(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.TSV"])
+def test_other_tables_are_not_read_as_lines(tmp_path, name):
+    (tmp_path / name).write_text('[{"caption": "rain"}]')
+    with pytest.raises(UserError, match="give JSON lines"):
+        read_prompts(tmp_path / name)
