@@ -16,7 +16,7 @@ from .completion import files
 EPILOG = """\b
 Examples:
   dit-trt serve                          the newest bundle, on this machine
-  dit-trt serve sqs-w8a8 ./fp32 --port 9000
+  dit-trt serve ./sqs-w8a8 ./fp32 --port 9000
   dit-trt serve --host 0.0.0.0 --token-file token.txt
   curl -d '{"prompt": "dog barking"}' -H 'Content-Type: application/json' \\
     localhost:8000/v1/audio/generations -o dog.wav

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   dit-trt studio                       the newest bundle, on this machine
-  dit-trt studio --bundle sqs-w8a8 --port 9000
+  dit-trt studio --bundle ./sqs-w8a8 --port 9000
 """
 
 
