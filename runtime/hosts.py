@@ -18,6 +18,7 @@ def hostname(host: str) -> str | None:
 def is_foreign(origin: str, host: str) -> bool:
     """Whether a page of this Origin is none of the server that the request names as its Host.
 
+    >>> from dit_trt.runtime.hosts import is_foreign
     >>> is_foreign("http://localhost:7860", "localhost:7860"), is_foreign("null", "localhost:7860")
     (False, True)
     """
