@@ -148,6 +148,7 @@ def _manifest(
         "linears": len(found),
         "int8_linears": len(found),
         "layers": rows,
+        "short_context": False,  # its graph has one batch for x and the context
         "versions": {**versions, backend: BACKENDS[backend].load().runtime_version()},
     }
 

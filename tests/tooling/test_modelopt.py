@@ -216,6 +216,17 @@ def test_the_bundle_runs_and_is_compared(bundle: Callable[[str, str], Bundle], t
     assert {layer["branch_bytes"] > 0 for layer in layers if layer["int8"]} == {True}
 
 
+def test_both_halves_get_their_own_context(bundle: Callable[[str, str], Bundle], tiny_float: Bundle) -> None:
+    """Its graph would give the prompt's context to the unconditional half, too, where ours takes a shorter one."""
+    settings = Settings(steps=4, seed=3)
+    pipeline, reference = Pipeline(bundle("max", "openvino")), Pipeline(tiny_float)
+    conditioning = pipeline.condition("a dog barks", settings, 0.5)
+    assert conditioning.contexts == 1 and pipeline.context_rows(conditioning) == 2
+    assert reference.context_rows(conditioning) == 1
+    given = pipeline.step_engine_for(conditioning).engines[0].inputs
+    assert {shape[0] for name, shape in given.items() if name.startswith("context_")} == {2}
+
+
 @pytest.mark.parametrize("command", [("inspect", "--recipe"), ("diff", "--simulate")])
 def test_it_has_no_recipe(command: tuple[str, str], bundle: Callable[[str, str], Bundle]) -> None:
     message = error_of(command[0], bundle("smoothquant", "openvino").folder, command[1])
