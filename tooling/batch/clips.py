@@ -163,15 +163,15 @@ class ClipFolder:
         text = (self._store.read(INDEX) or b"").decode("utf-8", "replace")
         whole_lines = text[: text.rfind("\n") + 1]
         entered, failed = _parsed(whole_lines, f"{self._store.place}/{INDEX}")
-        names = self._store.names()
+        names, appends = self._store.names(), self._store.append is not None
         for caption, seed in self._plan.clips:
             file = f"{caption.id}.wav"
             clip = entered.get(caption.id)
-            if file not in names or (clip is None and not self._store.appends):
+            if file not in names or (clip is None and not appends):
                 if caption.id in failed:
                     self.failed[caption.id] = failed[caption.id]
                 continue
-            if self._store.appends:
+            if appends:
                 digest = self._store.sha256(file)
                 if clip is not None and clip.sha256 != digest:
                     raise UserError(
@@ -192,7 +192,7 @@ class ClipFolder:
             self._store.write(entry.file, content)
             self.finished[entry.id] = entry
             self.failed.pop(entry.id, None)
-        if self._store.appends:
+        if self._store.append is not None:
             self._store.append(INDEX, _line(entry))
         elif time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -31,7 +31,6 @@ class Store(Protocol):
     """Files by name. Raises UserError for what cannot be read or written."""
 
     place: str
-    appends: bool
 
     def names(self) -> set[str]: ...
 
@@ -41,8 +40,9 @@ class Store(Protocol):
 
     def write(self, name: str, content: bytes) -> None: ...
 
-    def append(self, name: str, text: str) -> None:
-        """A whole line or more, on the disk when this returns. Only where `appends`."""
+    @property
+    def append(self) -> Callable[[str, str], None] | None:
+        """Add text, a whole line or more, to the file of a name; it is on the disk then. None where that cannot be."""
         ...
 
     def sha256(self, name: str) -> str: ...
@@ -58,8 +58,6 @@ class Store(Protocol):
 
 class LocalStore:
     """A folder on this machine, made when something is written into it."""
-
-    appends = True
 
     def __init__(self, folder: Path):
         self.folder, self.place = folder, str(folder)
@@ -119,7 +117,7 @@ class LocalStore:
 class UriStore:
     """A folder that fsspec opens. Two processes at one are not kept apart, nor is what is there read again to check."""
 
-    appends = False
+    append = None  # an object is whole, or not there
 
     def __init__(self, uri: str):
         import fsspec
@@ -162,9 +160,6 @@ class UriStore:
             part = self._path(_part(name))
             self._system.pipe_file(part, content)
             self._system.mv(part, self._path(name))
-
-    def append(self, name: str, text: str) -> None:
-        raise NotImplementedError("an object is not appended to")
 
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self.read(name) or b"").hexdigest()

@@ -42,7 +42,7 @@ def test_what_is_written_is_read(place: str) -> None:
 
 def test_a_folder_is_appended_to(tmp_path: Path) -> None:
     store = open_store(f"file://localhost{tmp_path}")
-    assert isinstance(store, LocalStore) and store.appends
+    assert isinstance(store, LocalStore) and store.append is not None
     store.write("x", b"")
     store.append("x", "a\n")
     store.append("x", "b\n")
