@@ -25,8 +25,18 @@ from sklearn.preprocessing import StandardScaler
 
 from ..evaluation import birdnet
 from .corpus import CLASSES, Recording, load, load_held_out
+from .decoded import (
+    BANDS,
+    NONE,
+    mel_statistics,
+    noise,
+    pretransform,
+    random_latents,
+    read,
+    resynthesize,
+    through_decoder,
+)
 from .features import CLIP, SAMPLE_RATE, log_mel, mel_filters
-from .judge import BANDS, NONE, mel_statistics, noise, pretransform, random_latents, read, resynthesize, through_decoder
 from .pool import augment
 
 Audio = NDArray[np.float32]

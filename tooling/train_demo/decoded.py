@@ -1,6 +1,6 @@
 """What the acceptance test compares with: real clips and noise behind the demo's decoder, their statistics, a picture.
 
-    python -m dit_trt.tooling.train_demo.judge --assets assets --wavs wavs --figure docs/demo-spectrograms.png
+    python -m dit_trt.tooling.train_demo.decoded --assets assets --wavs wavs --figure docs/demo-spectrograms.png
 
 The folder holds `<class>-<seed>.wav`. Noise is a class of its own to a judge, so that it is not given the name of the
 nearest one.

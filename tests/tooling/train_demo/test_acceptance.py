@@ -7,8 +7,8 @@ import pytest
 
 from dit_trt.tooling.train_demo.acceptance import Clips, Heard, accept, likeness, table
 from dit_trt.tooling.train_demo.corpus import CLASSES
+from dit_trt.tooling.train_demo.decoded import mel_statistics
 from dit_trt.tooling.train_demo.features import CLIP, mel_filters
-from dit_trt.tooling.train_demo.judge import mel_statistics
 
 LABELS = CLASSES[:4]
 
