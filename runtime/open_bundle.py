@@ -51,17 +51,12 @@ class OpenBundle(BundleFacts):
         short = self.bundle.manifest.get("short_context", False) and not self.always_pairs
         return conditioning.context_rows if short else conditioning.batch
 
-    @property
-    def step_engine(self) -> StepEngine:
-        """All step graphs of the bundle, compiled for both CFG halves with a context and the model's full length."""
-        return self.step_engine_of()
-
     def step_engine_for(self, conditioning: Conditioning, window: int | None = None) -> StepEngine:
-        """The same as `conditioning` needs it, and for so many latents."""
+        """All step graphs of the bundle, compiled as `conditioning` needs them and for so many latents."""
         return self.step_engine_of(conditioning.batch, window, self.context_rows(conditioning))
 
     def step_engine_of(self, batch: int = 2, window: int | None = None, context: int | None = None) -> StepEngine:
-        """The same for so many CFG halves and latents, and so many of the halves with a context."""
+        """The same for so many CFG halves and latents (default: all), and so many of the halves with a context."""
         key = batch, window or self.sizes["max_latents"], context or batch
         if key not in self._step_engines:
             engines = {graph: self.engine(graph, 0, key[1], batch, key[2]) for graph in step_graphs(self.step_sigmas)}

@@ -119,7 +119,7 @@ def test_a_coded_pair_needs_both_halves(tiny: Path, tmp_path: Path, tiny_table_f
     pipeline = Pipeline(bundle)
     conditioning = pipeline.condition("dog", SETTINGS, 0.7)
     assert pipeline.context_rows(conditioning) == 2
-    assert pipeline.step_engine_for(conditioning) is pipeline.step_engine
+    assert pipeline.step_engine_for(conditioning) is pipeline.step_engine_of()
 
 
 def test_which_rows_have_a_context(tiny_float: Bundle) -> None:
@@ -140,7 +140,7 @@ def test_a_context_is_never_cut_off(tiny_float: Bundle) -> None:
     """A step engine without room for the negative prompt's refuses it; one with room takes any."""
     pipeline = Pipeline(tiny_float)
     plain, against = (pipeline.condition("dog", SETTINGS, 0.7, negative) for negative in (None, "siren"))
-    x = np.ones((2, *pipeline.step_engine.latent_shape), np.float32)
+    x = np.ones((2, *pipeline.step_engine_of().latent_shape), np.float32)
     short, whole = pipeline.step_engine_for(plain), pipeline.step_engine_for(against)
     with pytest.raises(ValueError, match=r"context_k.0 has shape \(2, .*the engine takes \(1, "):
         short.run(against, 0, x)

@@ -128,8 +128,8 @@ def test_a_bound_just_above_a_step_moves_it_to_the_next_graph(tiny_float: Bundle
         for name, bound in (("at", sigma), ("above", float(np.nextafter(sigma, np.inf))))
     )
     conditioning = at.condition("dog", settings, 0.7)
-    assert [at.step_engine.graph(conditioning, step) for step in range(3)] == ["step", "step", "step-1"]
-    assert [above.step_engine.graph(conditioning, step) for step in range(3)] == ["step", "step-1", "step-1"]
+    assert [at.step_engine_of().graph(conditioning, step) for step in range(3)] == ["step", "step", "step-1"]
+    assert [above.step_engine_of().graph(conditioning, step) for step in range(3)] == ["step", "step-1", "step-1"]
 
 
 def test_every_prompt_binds_its_own_conditioning_to_every_graph(tiny_grouped: Bundle) -> None:
@@ -142,10 +142,10 @@ def test_every_prompt_binds_its_own_conditioning_to_every_graph(tiny_grouped: Bu
     for prompt in prompts:
         np.testing.assert_array_equal(one(prompt, steps=6)[0], alone[prompt])
     conditionings = [one.condition(prompt, settings, 0.7) for prompt in ("dog", "rain")]
-    x = np.random.default_rng(0).standard_normal((2, *one.step_engine.latent_shape)).astype(np.float32)
-    turns = [[one.step_engine.run(c, step, x)["velocity"] for c in conditionings] for step in range(6)]
+    x = np.random.default_rng(0).standard_normal((2, *one.step_engine_of().latent_shape)).astype(np.float32)
+    turns = [[one.step_engine_of().run(c, step, x)["velocity"] for c in conditionings] for step in range(6)]
     for index, conditioning in enumerate(conditionings):
-        fresh = Pipeline(tiny_grouped).step_engine
+        fresh = Pipeline(tiny_grouped).step_engine_of()
         for step in range(6):
             np.testing.assert_array_equal(turns[step][index], fresh.run(conditioning, step, x)["velocity"])
 

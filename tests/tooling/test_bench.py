@@ -81,8 +81,8 @@ def test_a_bundle_of_several_step_graphs_is_timed_in_the_right_one(tiny_float, t
     pipeline, settings = Pipeline(tiny_grouped), Settings(steps=8, sampler="dpmpp-2m")
     seconds = pipeline.check_seconds(None)
     conditioning = pipeline.condition(benching.PROMPT, settings, seconds)
-    assert pipeline.step_engine.graph(conditioning, 4) == "step-1"
-    expected = pipeline.step_engine.run(conditioning, 4, x)["velocity"]
+    assert pipeline.step_engine_of().graph(conditioning, 4) == "step-1"
+    expected = pipeline.step_engine_of().run(conditioning, 4, x)["velocity"]
     step, _ = step_child.open_bundle(question | {"seconds": seconds})
     for _ in range(2):
         np.testing.assert_allclose(step(), expected, atol=1e-4 * np.abs(expected).max())
@@ -116,7 +116,7 @@ def asked(model, bundle, folder):
     question = {"model": model, "threads": 1, "sigma": float(settings.sigmas[4]), "seconds": seconds}
     question |= {"x": str(folder / "x.npy"), "embeds": str(folder / "embeds.npy")}
     conditioning = pipeline.condition(benching.PROMPT, settings, seconds)
-    return question, pipeline.step_engine.run(conditioning, 4, x)["velocity"]
+    return question, pipeline.step_engine_of().run(conditioning, 4, x)["velocity"]
 
 
 @pytest.mark.parametrize(

@@ -97,17 +97,22 @@ def test_alike_requests_are_computed_together_and_change_no_byte(serve):
     assert "dit_trt_batch_size_sum 12.0" in text
 
 
-def test_three_wait_and_two_go_together(serve):
-    """Every size of a batch is compiled once and kept: only powers of two are."""
-    service = serve(max_batch=8)
+def answers_behind_a_first(service, count):
+    """Those of a request that runs and of `count` alike that wait until all are there."""
     service.pipeline.go.clear()
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(service.post, prompt="first")]
         assert service.pipeline.begun.wait(30)
-        futures += [pool.submit(service.post, seed=seed) for seed in range(3)]
-        until(lambda: len(service.worker.waiting) == 3)
+        futures += [pool.submit(service.post, seed=seed) for seed in range(count)]
+        until(lambda: len(service.worker.waiting) == count)
         service.pipeline.go.set()
-        assert {future.result().status_code for future in futures} == {200}
+        return [future.result() for future in futures]
+
+
+def test_three_wait_and_two_go_together(serve):
+    """Every size of a batch is compiled once and kept: only powers of two are."""
+    service = serve(max_batch=8)
+    assert {answer.status_code for answer in answers_behind_a_first(service, 3)} == {200}
     assert [len(batch) for batch in service.pipeline.batches] == [1, 2, 1]
 
 
@@ -396,14 +401,7 @@ def test_an_engine_that_fails_is_one_line_and_the_next_request_is_served(serve):
 def test_a_batch_that_fails_is_tried_one_by_one(serve):
     service = serve()
     service.pipeline.fail[2] = MemoryError()
-    service.pipeline.go.clear()
-    with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(service.post, prompt="first")]
-        assert service.pipeline.begun.wait(30)
-        futures += [pool.submit(service.post, seed=seed) for seed in range(2)]
-        until(lambda: len(service.worker.waiting) == 2)
-        service.pipeline.go.set()
-        assert [future.result().headers.get("x-batch") for future in futures] == ["1"] * 3
+    assert [answer.headers.get("x-batch") for answer in answers_behind_a_first(service, 2)] == ["1"] * 3
     assert [len(batch) for batch in service.pipeline.batches] == [1, 2, 1, 1]
 
 
