@@ -35,12 +35,17 @@ class BundleFacts:
         """The model's own defaults, with those of `Settings` that are chosen in their place."""
         return Settings.of_schedule(self.bundle.manifest["schedule"], **chosen)
 
+    @property
+    def longest_seconds(self) -> float:
+        """max_seconds in hundredths, as a user says it."""
+        return round(self.max_seconds, 2)
+
     def check_seconds(self, seconds: float | None) -> float:
         """The length to make: by default 10 s or the model's longest."""
         if seconds is None:
             return min(10.0, self.max_seconds)
-        if not 0.1 <= seconds <= self.max_seconds + 0.005:
-            raise UserError(f"seconds {seconds:g} is outside 0.1..{self.max_seconds:.2f}, this model's longest")
+        if not 0.1 <= seconds <= max(self.longest_seconds, self.max_seconds):
+            raise UserError(f"seconds {seconds:g} is outside 0.1..{self.longest_seconds:.2f}, this model's longest")
         return min(seconds, self.max_seconds)
 
     def check_sampler(self, settings: Settings) -> None:

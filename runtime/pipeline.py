@@ -94,11 +94,13 @@ class Pipeline(OpenBundle):
         init_audio: InitAudio | None = None,
         batch: int = 1,
         seeds: Sequence[int] | None = None,
+        on_denoised: Callable[[int, int, Float], object] = lambda clip, step, denoised: None,
     ) -> Iterator[Clip]:
         """Clips of every prompt and variation, in order; the i-th has seed + i and, on a CPU, equals its single run.
 
-        on_step(clip, step) is called before the first step with -1 and after every step. Raises UserError before the
-        first clip for a bad argument.
+        on_step(clip, step) is called before the first step with -1 and after every step; before that, as a part of the
+        step, on_denoised(clip, step, the denoised estimate [channels, latents]). Raises UserError before the first clip
+        for a bad argument.
         batch: so many clips go through the step graphs at once (`max_batch` at most), which costs less a clip and more
         memory; on the CPU backends no bit of them changes. seeds: of the clips, in place of seed + i.
         short_window: compute no more latents than `seconds` needs, which is faster, though the model was trained on
@@ -136,11 +138,17 @@ class Pipeline(OpenBundle):
                 for clip in clips:
                     on_step(clip, step)
 
+            def denoised(step: int, estimates: Float, clips: range = clips) -> None:
+                for clip, estimate in zip(clips, estimates):
+                    on_denoised(clip, step, estimate)
+
             # A smaller last batch is filled up, since engines have a fixed one: its last clip is made several times.
             filled = [min(begin + i, clips[-1]) for i in range(size)]
             together = Conditioning.together([known[texts[clip]] for clip in filled])
             drawn = [seeds[clip] for clip in filled]
-            latents = self.sample_batch(together, settings, drawn, stepped, window=window, start=start)
+            latents = self.sample_batch(
+                together, settings, drawn, stepped, window=window, start=start, on_denoised=denoised
+            )
             elapsed = tuple((np.diff(times) / len(clips)).tolist())
             for clip, each in zip(clips, latents):
                 with self._fitting():
@@ -224,8 +232,12 @@ class Pipeline(OpenBundle):
         observe: Observer | None = None,
         window: int | None = None,
         start: tuple[Float, Float] | None = None,
+        on_denoised: Callable[[int, Float], object] = lambda step, denoised: None,
     ) -> Float:
-        """`sample` for one clip a seed at once, of their conditionings `together` -> [clips, channels, latents]."""
+        """`sample` for one clip a seed at once, of their conditionings `together` -> [clips, channels, latents].
+
+        on_denoised(step, the denoised estimates [clips, channels, latents]) is called before on_step.
+        """
         if conditioning.clips != len(seeds):
             raise ValueError(f"the conditioning is of {conditioning.clips} clips, not {len(seeds)}")
         engine = self.step_engine_for(conditioning, window)
@@ -250,8 +262,13 @@ class Pipeline(OpenBundle):
             own = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))) for seed in seeds]
             latents = np.stack([mean + stdev * rng.standard_normal(shape, np.float32) for rng in own])
             x = x + latents * np.float32(1 - sigmas[0] if settings.objective.interpolates else 1)
+
+        def stepped(step: int, sigma: float, denoised: Float) -> None:
+            on_denoised(step, denoised)
+            on_step(step)
+
         on_step(-1)
-        return SAMPLERS[settings.sampler](denoise, x, sigmas, noise, lambda step, sigma, denoised: on_step(step))
+        return SAMPLERS[settings.sampler](denoise, x, sigmas, noise, stepped)
 
     def decode(self, latents: Float) -> Float:
         """latents [channels, latents] -> audio float32 [1 or 2, samples], not yet normalised."""

@@ -34,8 +34,8 @@ class Limits:
     seconds: float
 
     def longest(self, pipeline: Pipeline) -> float:
-        """Seconds of a clip, in hundredths: what `run` says, and takes, as its longest."""
-        return min(round(pipeline.max_seconds, 2), self.seconds)
+        """Seconds of a clip."""
+        return min(pipeline.longest_seconds, self.seconds)
 
     def settings(self, pipeline: Pipeline, **chosen: Any) -> Settings:
         """The model's own defaults, at most what is allowed. Raises UserError."""

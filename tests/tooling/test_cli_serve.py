@@ -116,6 +116,12 @@ def test_the_answer_is_the_file_that_run_writes(server: Server, tiny_sqs: Bundle
     assert server.make(seed=6, steps=4)[2] != content
 
 
+def test_the_lengths_that_it_names_are_taken(server: Server) -> None:
+    [model] = json.loads(server.ask("GET", "/v1/models")[2])["data"]
+    lengths = model["max_seconds"], model["defaults"]["seconds"]
+    assert [server.make(steps=1, seconds=seconds)[0] for seconds in lengths] == [200, 200]
+
+
 def test_a_wrong_field_and_a_missing_token(server: Server) -> None:
     status, headers, content = server.make(steps=LONG + 1)
     assert (status, headers["content-type"]) == (422, "application/problem+json")

@@ -97,7 +97,7 @@ def command(
             if name in pipelines:
                 raise UserError(f"two bundles are called {name}; give each once, under names of their own")
             pipelines[name] = pipeline
-        longest = max(pipeline.max_seconds for pipeline in pipelines.values())
+        longest = max(pipeline.longest_seconds for pipeline in pipelines.values())
         limits, metrics = Limits(max_steps, max_seconds or longest), Metrics()
         worker = Worker(pipelines, queue, max_batch, metrics.batch, _log)
         say(f"opening {', '.join(pipelines)}")

@@ -22,7 +22,7 @@ def error(message: str) -> str:
 
 def about(model: Model) -> str:
     """A line below the bundle."""
-    words = f"Model {model.name}, {model.backend}, clips up to {model.max_seconds:.2f}{NBSP}s."
+    words = f"Model {model.name}, {model.backend}, clips up to {model.longest_seconds:.2f}{NBSP}s."
     if model.other is None:
         words += " There is no other bundle of it to compare with; FP32's is made by: dit-trt build --method none"
     return f"<p>{escape(words)}</p>"

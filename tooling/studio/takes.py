@@ -10,21 +10,18 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.bundle import Bundle, find_bundle, list_bundles
 from ...engines.errors import UserError
-from ...runtime.denoiser import guide
 from ...runtime.init_audio import InitAudio
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings import Settings
-from ...runtime.step_engine import Conditioning
 from ...runtime.wav import write_wav
 from ..clip_names import clip_name
 from ..fidelity import compare_velocities
@@ -76,7 +73,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Model:
-    """What a bundle's model does when nothing else is said; max_seconds: its longest clip.
+    """What a bundle's model does when nothing else is said; longest_seconds: of a clip.
 
     other: the bundle of it to compare with, FP32 if there is one.
     """
@@ -84,13 +81,13 @@ class Model:
     name: str
     backend: str
     settings: Settings
-    max_seconds: float
+    longest_seconds: float
     other: str | None
 
     @property
     def seconds(self) -> float:
-        """The length that is made when none is asked for, in hundredths."""
-        return min(10.0, int(100 * self.max_seconds) / 100)
+        """The length that is made when none is asked for."""
+        return min(10.0, self.longest_seconds)
 
 
 def recipe_of(bundle: Bundle) -> str:
@@ -100,30 +97,12 @@ def recipe_of(bundle: Bundle) -> str:
 
 
 Say = Callable[[Progress], object]
-Seen = Callable[[int, Float], object]  # step, denoised estimate [channels, latents]
-
-
-class Watched(Pipeline):
-    """A pipeline that shows `seen` the denoised estimate of every step. For one clip at a time."""
-
-    seen: Seen | None = None
-
-    def sample_batch(self, conditioning: Conditioning, settings: Settings, *rest: Any, **more: Any) -> Float:
-        c_skip, c_out, c_in = settings.objective.scalings(settings.sigmas[:-1])
-
-        def observe(step: int, inputs: Mapping[str, Float], outputs: Mapping[str, Float]) -> None:
-            if self.seen is not None:
-                velocity = guide(outputs["velocity"], settings.cfg_scale)
-                x = inputs["x"][0] / np.float32(c_in[step])
-                self.seen(step, x * np.float32(c_skip[step]) + velocity * np.float32(c_out[step]))
-
-        return super().sample_batch(conditioning, settings, *rest, **{**more, "observe": observe})
 
 
 class _Run:
     """What is seen of one run: its estimates, and a report of them now and then."""
 
-    def __init__(self, pipeline: Watched, steps: int, say: Say):
+    def __init__(self, pipeline: Pipeline, steps: int, say: Say):
         self._pipeline, self._steps, self._say = pipeline, steps, say
         self._bundle = pipeline.bundle.folder.name
         self._begun = self._reported = time.perf_counter()
@@ -172,7 +151,7 @@ class Studio:
         self.folder = folder
         self.device = device
         self._first = find_bundle(bundle)
-        self._open: dict[tuple[Path, str], Watched] = {}
+        self._open: dict[tuple[Path, str], Pipeline] = {}
         self._busy = threading.Lock()
 
     def bundles(self) -> dict[str, Bundle]:
@@ -194,7 +173,7 @@ class Studio:
         alike = {n: b for n, b in self.bundles().items() if b.manifest["model"]["digest"] == manifest["digest"]}
         others = sorted(alike.keys() - {name}, key=lambda n: (recipe_of(alike[n]) != "FP32", list(alike).index(n)))
         return Model(
-            manifest["name"], bundle.backend, pipeline.settings(), pipeline.max_seconds, next(iter(others), None)
+            manifest["name"], bundle.backend, pipeline.settings(), pipeline.longest_seconds, next(iter(others), None)
         )
 
     def bundle(self, name: str) -> Bundle:
@@ -239,8 +218,14 @@ class Studio:
         notes = _notes(pipeline, wish, settings, start)
         run = _Run(pipeline, settings.steps, say)
         say(Progress(pipeline.bundle.folder.name, 0, settings.steps))
-        pipeline.seen = run.seen
-        clips = pipeline.generate([wish.prompt], settings, seconds, wish.negative_prompt, init_audio=start)
+        clips = pipeline.generate(
+            [wish.prompt],
+            settings,
+            seconds,
+            wish.negative_prompt,
+            init_audio=start,
+            on_denoised=lambda clip, step, estimate: run.seen(step, estimate),
+        )
         clip = next(iter(clips))
         file = self.folder / uuid.uuid4().hex / clip_name(wish.prompt, clip.seed)
         write_wav(file, clip.audio, clip.sample_rate)
@@ -258,7 +243,7 @@ class Studio:
         )
         return take, run.estimates
 
-    def _pipeline(self, name: str) -> Watched:
+    def _pipeline(self, name: str) -> Pipeline:
         """Opened, or still open; those used longest ago are closed when all together are too large."""
         bundle = Bundle(self.bundle(name).folder)  # as it is now: it may have been built again
         key = bundle.folder, bundle.manifest["created"]
@@ -267,7 +252,7 @@ class Studio:
             self._open = {k: p for k, p in self._open.items() if k[0] != bundle.folder}
             while self._open and bundle.size_bytes + sum(p.bundle.size_bytes for p in self._open.values()) > KEPT_OPEN:
                 self._open.pop(next(iter(self._open)))
-            pipeline = Watched.open(str(bundle.folder), self.device)
+            pipeline = Pipeline.open(str(bundle.folder), self.device)
         self._open[key] = pipeline
         return pipeline
 
