@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter, deque
@@ -30,6 +31,7 @@ AHEAD = 2  # batches a worker has at once, so that it does not wait for the next
 LOOK_SECONDS = 2.0  # between looks at which nodes there are
 NEW_NODE_SECONDS = 30.0  # how long a node is waited for when the last one is lost
 SLOW_START_SECONDS = 60.0
+HEALTH_SECONDS = 20.0  # a cluster answers in one
 
 Batch = Sequence[tuple[Caption, int]]
 Opener = Callable[[Job, int | None], ClipMaker]
@@ -228,6 +230,16 @@ def check_address(address: str) -> None:
 _KNOWN = "give --ray auto on a machine of the cluster, or --ray HOST:PORT of its head (ray start --head tells it)"
 
 
+def _healthy(address: str) -> bool:
+    """What Ray's own command says, in a process that can be given up: `ray.init` tries for minutes."""
+    named = [] if address == "auto" else ["--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *named]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=HEALTH_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
 def _connected(address: str) -> Any:
     """The module `ray`, connected. Raises UserError for an address that nothing answers at."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -240,12 +252,14 @@ def _connected(address: str) -> Any:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             raise UserError(f"no Ray cluster answers at {address} ({error.strerror or error}); {_KNOWN}") from None
+    if not _healthy(address):
+        if address == "auto":
+            raise UserError(
+                "no Ray cluster runs on this machine: start one with `ray start --head`, or leave out --ray"
+            )
+        raise UserError(f"no Ray cluster answers at {address} (it is none, or it is ill); {_KNOWN}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError:
-        raise UserError(
-            "no Ray cluster runs on this machine: start one with `ray start --head`, or leave out --ray"
-        ) from None
     except Exception as error:
         raise UserError(f"Ray cannot connect to {address} ({last_line(error)}); {_KNOWN}") from None
     return ray

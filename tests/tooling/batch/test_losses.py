@@ -1,7 +1,8 @@
-"""Who is to blame for lost workers: a clip or its seat. The cluster's class on a node that is played, without Ray."""
+"""Who is to blame for lost workers, a clip or its seat (on a node that is played, without Ray); and what is no cluster."""
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hearing import installed
 
 from dit_trt.calib_data.reader import Caption
+from dit_trt.engines.errors import UserError
 from dit_trt.tooling.batch import cluster
 from dit_trt.tooling.batch.clips import Failed
 from dit_trt.tooling.batch.maker import failed
@@ -74,3 +77,14 @@ def test_a_deadly_clip_does_not_close_the_only_seat(monkeypatch: pytest.MonkeyPa
     assert errors.pop(str(DEADLY)).startswith("3 workers were lost while making it (out of memory?): Died")
     assert {*errors.values()} == {"made"}
     assert len([worker for worker in one.workers if worker["error"]]) == cluster.LIVES
+
+
+def test_what_listens_and_is_no_cluster_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("ray", "pip install ray")
+    monkeypatch.setattr(cluster, "HEALTH_SECONDS", 4)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(
+            UserError, match=f"no Ray cluster answers at {address} .it is none, or it is ill.; give --ray auto"
+        ):
+            cluster._connected(address)
