@@ -1,4 +1,4 @@
-"""Who is to blame for lost workers, a clip or its seat (on a node that is played, without Ray); and what is no cluster."""
+"""Whether a clip or its seat (a node that is played, without Ray) is to blame for lost workers; what is no cluster."""
 
 from __future__ import annotations
 
