@@ -1,9 +1,14 @@
-"""Which names a web page may know this machine by: a header's host, taken apart."""
+"""Where a server of this machine listens, and which names a web page may know it by."""
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from urllib.parse import urlsplit
 
+from ..engines.errors import UserError
+
+BACKLOG = 2048  # as uvicorn has it
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -23,3 +28,36 @@ def is_foreign(origin: str, host: str) -> bool:
     (False, True)
     """
     return origin.partition("://")[2].lower() != host.lower()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there (port 0: any free one); who connects waits for `serve`. Raises UserError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--host {host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)  # or another server could bind it, too
+    except OSError as error:
+        bound.close()
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot listen on {_authority(host, port)}: {reason}; choose another --port (0: any free one) or --host"
+        ) from None
+    return bound
+
+
+def url(bound: socket.socket) -> str:
+    return f"http://{_authority(*bound.getsockname()[:2])}"
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback

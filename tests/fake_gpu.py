@@ -25,6 +25,7 @@ import tensorrt_rtx
 from numpy.typing import NDArray
 
 from dit_trt.engines import cuda, tensorrt, tensorrt_api
+from dit_trt.engines.cpu import has_vnni
 from dit_trt.engines.tensorrt_account import products_of_plan
 from dit_trt.engines.tensorrt_build import build_plan
 
@@ -184,6 +185,8 @@ class Engine:
         self.gpu, self._plan = gpu, plan
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if not has_vnni():  # a GPU adds int8 products in 32 bits
+            options.add_session_config_entry("session.x64quantprecision", "1")
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._inputs = {value.name: value.type for value in self.session.get_inputs()}
         self.shapes = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import time
 from collections.abc import Callable
@@ -10,41 +9,10 @@ from types import FrameType
 
 import uvicorn
 
-from ...engines.errors import UserError
 from .app import create_app
 from .fields import Limits
 from .metrics import Metrics
 from .worker import Worker
-
-BACKLOG = 2048  # as uvicorn has it
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there (port 0: any free one); who connects waits for `serve`. Raises UserError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError):
-        raise UserError(f"--host {host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(BACKLOG)  # or another server could bind it, too
-    except OSError as error:
-        bound.close()
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from None
-    return bound
-
-
-def url(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
-    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
 
 
 class _Server(uvicorn.Server):

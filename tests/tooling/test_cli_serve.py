@@ -23,7 +23,7 @@ from processes import COMMAND, dit_trt
 
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
-from dit_trt.runtime.service.server import listening
+from dit_trt.runtime.hosts import listening
 
 TOKEN = "a-token-for-the-tests"
 BEARING = {"Authorization": f"Bearer {TOKEN}"}
@@ -236,7 +236,7 @@ def test_a_port_in_use_and_a_host_of_nobody(tiny_sqs: Bundle) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1 port {port}: " in error_of("serve", tiny_sqs.folder, "--port", port)
+        assert f"cannot listen on 127.0.0.1:{port}: " in error_of("serve", tiny_sqs.folder, "--port", port)
     assert "is no address of this machine" in error_of("serve", tiny_sqs.folder, "--host", "no.such.host.invalid")
     assert "cannot listen on 192.0.2.1" in error_of("serve", tiny_sqs.folder, "--host", "192.0.2.1")
 
@@ -244,7 +244,7 @@ def test_a_port_in_use_and_a_host_of_nobody(tiny_sqs: Bundle) -> None:
 def test_a_port_is_taken_from_the_start() -> None:
     with listening("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(UserError, match="give another --port"):
+        with pytest.raises(UserError, match="choose another --port"):
             listening("127.0.0.1", port)
 
 

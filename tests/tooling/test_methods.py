@@ -83,7 +83,8 @@ def trajectory(tiny_float: Bundle) -> tuple[Velocities, Velocities]:
 
 def forced(pipeline: Pipeline, xs: Velocities) -> Velocities:
     conditioning = pipeline.condition("dog barking", SETTINGS, 0.7)
-    return [pipeline.step_engine.run(conditioning, step, x)["velocity"] for step, x in enumerate(xs)]
+    engine = pipeline.step_engine_for(conditioning)
+    return [engine.run(conditioning, step, x)["velocity"] for step, x in enumerate(xs)]
 
 
 def distance(found: Velocities, expected: Velocities) -> float:

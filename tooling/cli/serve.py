@@ -80,10 +80,11 @@ def command(
     The first bundle is the default one; /openapi.json describes requests. SIGTERM or Ctrl-C finishes what was
     accepted.
     """
+    from ...runtime.hosts import is_loopback, listening, url
     from ...runtime.pipeline import Pipeline
     from ...runtime.service.fields import Limits
     from ...runtime.service.metrics import Metrics
-    from ...runtime.service.server import is_loopback, listening, serve, url
+    from ...runtime.service.server import serve
     from ...runtime.service.worker import Worker
 
     token = _token(token_file)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
 
-from ...engines.errors import UserError
-from ...runtime.hosts import LOOPBACK
+from ...runtime.hosts import is_loopback, listening, url
 from .common import dit_command, say, tell
 from .completion import bundles
 
@@ -45,10 +43,10 @@ def command(bundle: str | None, host: str, port: int, device: str | None) -> dic
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     check_matplotlib("the studio draws with")
-    with _listening(host, port) as listening:
-        if host not in LOOPBACK:
+    with listening(host, port) as bound:
+        if not is_loopback(bound):
             say(f"note: whoever reaches {host} can use this page; it asks for no password")
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        address = url(bound)
         say("loading the page")
 
         from ..studio.page import serve
@@ -58,16 +56,5 @@ def command(bundle: str | None, host: str, port: int, device: str | None) -> dic
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
-            serve(listening, bundle, device, ready)
+            serve(bound, bundle, device, ready)
     return {"address": address}
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Raises UserError for a port that is taken, and for a host that is not this machine's."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
-            "choose another --port (0: any free one) or --host"
-        ) from None
