@@ -23,7 +23,10 @@ def guide(velocity: Float, cfg_scale: float) -> Float:
     if len(velocity) == 1:
         return velocity[0]
     conditional, unconditional = velocity
-    return unconditional + (conditional - unconditional) * np.float32(cfg_scale)
+    guided = conditional - unconditional
+    guided *= np.float32(cfg_scale)
+    guided += unconditional
+    return guided
 
 
 class GuidedDenoiser:
@@ -47,9 +50,12 @@ class GuidedDenoiser:
 
     def __call__(self, x: Float, sigma: float, step: int) -> Float:
         c_skip, c_out, c_in = self._scalings[step]
-        scaled = np.concatenate((x * c_in,) * (self._conditioning.batch // len(x)))
+        scaled = np.empty((self._conditioning.batch, *x.shape[1:]), x.dtype)
+        np.multiply(x, c_in, out=scaled.reshape(-1, *x.shape))
         outputs = self._engine.run(self._conditioning, step, scaled)
         if self._observe is not None:
             self._observe(step, {"x": scaled, **self._conditioning.at(step)}, outputs)
         halves = outputs["velocity"].reshape(-1, *x.shape)
-        return x * c_skip + guide(halves, self._cfg_scale) * c_out
+        denoised = guide(halves, self._cfg_scale) * c_out
+        denoised += x * c_skip
+        return denoised

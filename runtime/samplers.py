@@ -2,8 +2,9 @@
 
 Each is one pure function of `denoise`, which may be a formula, a torch module or an engine. The DPM-Solver++ ones
 work in the variable lambda = -log(sigma) of Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), h being a step's length in
-it, and solve the exponential integral with the last one, two or three denoised estimates. Coefficients are
-Python floats, so the latent keeps its own precision (float32 in the product).
+it, and solve the exponential integral with the last one, two or three denoised estimates. Whatever the order, a step
+is a weighted sum of the latent, these estimates and noise, and is computed as one: beside a small model's step every
+pass over an array counts. Weights are Python floats, so the latent keeps its own precision (float32 in the product).
 
 `denoise(x, sigma, step)` returns the denoised latent, a new array each time (the last ones are kept, not
 copied); the step index is there because scale tables are keyed by it.
@@ -33,6 +34,15 @@ def _steps(sigmas: ArrayLike) -> Iterator[tuple[int, float, float]]:
     return ((step, sigma, after) for step, (sigma, after) in enumerate(pairwise(levels)))
 
 
+def _sum(*terms: tuple[float, Latent]) -> Latent:
+    """The sum of weight * array, a new array."""
+    (weight, array), *others = terms
+    total = array * weight
+    for weight, array in others:
+        total += array * weight
+    return total
+
+
 def sample_dpmpp_2m(
     denoise: Denoise,
     x: Latent,
@@ -55,10 +65,7 @@ def sample_dpmpp_2m(
         if sigma_next == 0:
             return denoised
         h = log(sigma / sigma_next)
-        target = denoised
-        if previous is not None:
-            target = denoised + (denoised - previous) * (h / h_previous / 2)
-        x = x * exp(-h) + target * -expm1(-h)
+        x = _sum((exp(-h), x), *_target_2m(-expm1(-h), h, denoised, previous, h_previous))
         previous, h_previous = denoised, h
     return x
 
@@ -85,12 +92,20 @@ def sample_dpmpp_2m_sde(
             return denoised
         h = log(sigma / sigma_next)
         moved = -expm1(-2 * h)
-        target = denoised
-        if previous is not None:
-            target = denoised + (denoised - previous) * (h / h_previous / 2)
-        x = x * exp(-2 * h) + target * moved + noise(step) * (sigma_next * sqrt(moved))
+        target = _target_2m(moved, h, denoised, previous, h_previous)
+        x = _sum((exp(-2 * h), x), *target, (sigma_next * sqrt(moved), noise(step)))
         previous, h_previous = denoised, h
     return x
+
+
+def _target_2m(
+    moved: float, h: float, denoised: Latent, previous: Latent | None, h_previous: float
+) -> list[tuple[float, Latent]]:
+    """The terms of moved * (D0 + (D0 - D1) / 2r), r = h1 / h; of the first step, moved * D0."""
+    if previous is None:
+        return [(moved, denoised)]
+    half = h / h_previous / 2
+    return [(moved * (1 + half), denoised), (-moved * half, previous)]
 
 
 def sample_dpmpp_3m_sde(
@@ -117,22 +132,27 @@ def sample_dpmpp_3m_sde(
         if sigma_next == 0:
             return denoised
         h = log(sigma / sigma_next)
-        e = 2 * h
-        moved = -expm1(-e)
-        x = x * exp(-e) + denoised * moved
-        if history:
-            phi2 = 1 - moved / e
-            previous, h1 = history[0]
-            slope = (denoised - previous) * (h / h1)
-            if len(history) == 2:
-                oldest, h2 = history[1]
-                bend = (slope - (previous - oldest) * (h / h2)) * (h / (h1 + h2))
-                x = x + (slope + bend * (h1 / h)) * phi2 - bend * (phi2 / e - 0.5)
-            else:
-                x = x + slope * phi2
-        x = x + noise(step) * (sigma_next * sqrt(moved))
+        moved = -expm1(-2 * h)
+        weights = _weights_3m(h, [earlier for _, earlier in history])
+        estimates = [denoised, *(estimate for estimate, _ in history)]
+        x = _sum((exp(-2 * h), x), *zip(weights, estimates), (sigma_next * sqrt(moved), noise(step)))
         history = [(denoised, h), *history[:1]]
     return x
+
+
+def _weights_3m(h: float, earlier: list[float]) -> list[float]:
+    """Of D0, and of D1 and D2 as far as there are such, in the formula of `sample_dpmpp_3m_sde`. earlier: h1, h2."""
+    e = 2 * h
+    moved = -expm1(-e)
+    if not earlier:
+        return [moved]
+    phi2 = 1 - moved / e
+    a = h / earlier[0]  # times (D0 - D1)
+    if len(earlier) == 1:
+        return [moved + phi2 * a, -phi2 * a]
+    b = h / earlier[1]  # times (D1 - D2)
+    bend = (phi2 / a - phi2 / e + 0.5) * h / (earlier[0] + earlier[1])  # times a (D0 - D1) - b (D1 - D2)
+    return [moved + (phi2 + bend) * a, -(phi2 + bend) * a - bend * b, bend * b]
 
 
 def sample_pingpong(
@@ -148,7 +168,7 @@ def sample_pingpong(
             callback(step, sigma, denoised)
         if sigma_next == 0:
             return denoised
-        x = denoised * (1 - sigma_next) + noise(step) * sigma_next
+        x = _sum((1 - sigma_next, denoised), (sigma_next, noise(step)))
     return x
 
 
@@ -163,7 +183,7 @@ def sample_flow_euler(
         denoised = denoise(x, sigma, step)
         if callback is not None:
             callback(step, sigma, denoised)
-        x = x * (sigma_next / sigma) + denoised * (1 - sigma_next / sigma)
+        x = _sum((sigma_next / sigma, x), (1 - sigma_next / sigma, denoised))
     return x
 
 

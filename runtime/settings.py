@@ -52,9 +52,15 @@ class Settings:
 
     @classmethod
     def of_schedule(cls, schedule: Mapping[str, Any], **chosen: object) -> Settings:
-        """What a manifest's `schedule` says, with those of our fields that are chosen in its place."""
+        """What a manifest's `schedule` says, with those of our fields that are chosen in its place.
+
+        Raises UserError as Settings does, and for a sigma_min that would not count.
+        """
         own = {"cfg_scale" if name == "cfg" else name: value for name, value in schedule.items()}
-        return cls(**(own | chosen))
+        found = cls(**(own | chosen))
+        if "sigma_min" in chosen and found.objective.interpolates:
+            raise UserError(f"the sampler {found.sampler} takes no sigma_min: its noise falls to 0; leave it out")
+        return found
 
     def __post_init__(self) -> None:
         faults = []

@@ -121,7 +121,8 @@ class Recipe:
         changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.method == "none":
             whole = {"decoder_bits"} if self.decoder_bits == 32 else set()
-            if idle := changed - {"method", "bits", "trunk"} - whole:
+            bits = {"bits"} if self.bits == "fp32" else set()
+            if idle := changed - {"method", "trunk"} - whole - bits:
                 yield f"method none quantizes nothing: {', '.join(sorted(idle))} do not apply"
             return
         four = "w4a8" in (self.bits, *(bits for _, bits in self.bits_for))

@@ -146,6 +146,10 @@ def test_settings_know_whose_samplers_they_are():
     assert Settings(sampler="euler", steps=8).sigmas.tolist() == own.sigmas.tolist(), "no level of a flow is above 1"
     assert Settings(sampler="euler", sigma_max=0.2).sigmas[0] == 0.2, "sigma_min is not one of a flow's"
     assert (np.diff(Settings(sampler="euler", sigma_max=0.12).sigmas) < 0).all()
+    flow = {"sampler": "pingpong", "sigma_max": 1}
+    assert Settings.of_schedule(flow, steps=4).steps == 4
+    with pytest.raises(UserError, match="the sampler pingpong takes no sigma_min"):
+        Settings.of_schedule(flow, sigma_min=0.3)
     with pytest.raises(UserError, match=r"sigma_max 0\.1 is below 0\.12"):
         Settings(sampler="euler", sigma_max=0.1)
     with pytest.raises(UserError, match=r"sigma_min 0\.3 and sigma_max 0\.2"):

@@ -54,6 +54,7 @@ def empty_home(tmp_path, monkeypatch):
         (["--no-smoothing", "--alpha", "0.5"], "without smoothing there is no alpha"),
         (["--rounding", "gptq"], "rounding belong to 4-bit weights (bits w4a8)"),
         (["--method", "none", "--clip"], "method none quantizes nothing: clip do not apply"),
+        (["--method", "none", "--bits", "w4a8"], "method none quantizes nothing: bits do not apply"),
     ],
 )
 def test_bad_build_values_are_usage_errors(tiny, tmp_path, arguments, said):

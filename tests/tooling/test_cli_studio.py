@@ -18,6 +18,11 @@ def test_a_host_that_is_not_this_machine(tiny_sqs):
     assert line.startswith("Error: cannot listen on 192.0.2.1:0: ")
 
 
+def test_a_device_that_is_not_there_is_told_before_the_page(tiny_sqs):
+    line = error_of("studio", "--bundle", tiny_sqs.folder, "--port", 0, "--device", "TPU")
+    assert line.startswith("Error: OpenVINO has no device 'TPU' here; available: ")
+
+
 @pytest.mark.parametrize(("package", "extra"), [("gradio", "studio"), ("matplotlib", "plot")])
 def test_a_missing_extra_is_named(tiny_sqs, package, extra):
     finished = dit_trt("studio", "--bundle", str(tiny_sqs.folder), without=(package,))

@@ -178,6 +178,9 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "the prompt … is not UTF-8 text; …": lambda d: d.run("\udcff", code=2),
     "seconds … is outside 0.1..…, this model's longest": lambda d: d.run("rain", "--seconds", 900),
     "the sampler … is not for this model (…); it has: …": lambda d: d.run("rain", "--sampler", "pingpong", code=2),
+    "the sampler … takes no sigma_min: …; leave it out": lambda d: d.run(
+        *("rain", "--sampler", "euler", "--sigma-min", 0.1), code=2
+    ),
     "--init-audio … cannot be read as sound (…); …": lambda d: d.run("rain", "--init-audio", "model/LICENSE"),
     "init_noise_level … is outside …, the noise levels of this run": lambda d: d.run(
         "rain", "--init-audio", d.sound(), "--init-noise-level", 0.1

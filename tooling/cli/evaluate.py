@@ -69,6 +69,7 @@ Examples:
     show_default=True,
     help="Clips generated at once: less time a clip, more memory.",
 )
+@click.option("--device", metavar="D", help="The backends' device (default: CPU).")
 @click.option("--one-by-one", is_flag=True, help="One bundle open at a time; the times are then not comparable.")
 @click.option("--output", metavar="DIR", default="evaluation", show_default=True, help="Clips and tables; resumes.")
 @dit_command
@@ -87,6 +88,7 @@ def command(
     floor: bool,
     velocity_clips: int,
     batch: int,
+    device: str | None,
     one_by_one: bool,
     output: str,
 ) -> dict:
@@ -95,6 +97,7 @@ def command(
     FP32 of the same model is always a row. Killed or stopped at any moment, the same command goes on where it was.
     """
     from ...calib_data.reader import heldout_captions, read_captions
+    from ...engines.base import choose_backend
     from ...engines.bundle import find_bundle
     from ...engines.home import write_whole
     from ...runtime.settings import Settings
@@ -104,6 +107,9 @@ def command(
     with usage():
         Settings(**chosen)
     found = [find_bundle(each) for each in bundle] or [find_bundle(None, quantized=True)]
+    if device is not None:
+        for each in found:
+            choose_backend(each.backend, device)
     real = None if reference is None else _reference(reference)
     if real is not None and not metrics.strip(", "):
         raise UsageError("--reference is for networks to compare with; name some with --metrics, as birdnet,aisfx")
@@ -134,6 +140,7 @@ def command(
         one_by_one,
         batch,
         velocity_clips,
+        device,
         progress,
         say,
     )

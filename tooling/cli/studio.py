@@ -36,10 +36,13 @@ def command(bundle: str | None, host: str, port: int, device: str | None) -> dic
 
     It runs until Ctrl-C. Clips that were not downloaded are gone then.
     """
+    from ...engines.base import choose_backend
     from ...engines.bundle import find_bundle
     from ..plots import check_matplotlib
 
-    find_bundle(bundle)  # what is wrong with it is told before anything heavy is loaded
+    first = find_bundle(bundle)  # what is wrong with it is told before anything heavy is loaded
+    if device is not None:
+        choose_backend(first.backend, device)
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     check_matplotlib("the studio draws with")

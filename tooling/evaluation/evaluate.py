@@ -75,6 +75,7 @@ def evaluate(
     one_by_one: bool = False,
     batch: int = 1,
     velocity_clips: int = 8,
+    device: str | None = None,
     watch: Watch = unwatched,
     say: Say = silent,
 ) -> Evaluation:
@@ -83,8 +84,8 @@ def evaluate(
     chosen: settings that are not the model's own (see `Settings`). reference: real recordings (a folder of files named
     by caption id) or stable-audio-metrics' .npz, for distances and divergences; default: FP32's clips. floor: FP32 with
     other seeds as a row of its own, how far apart two good clips are. batch: clips generated at once. velocity_clips:
-    how many captions the velocity is compared on; 0: none. Raises UserError for bundles of different models, and as
-    `evaluation_folder` does.
+    how many captions the velocity is compared on; 0: none. device: of all the bundles' backends. Raises UserError for
+    bundles of different models, and as `evaluation_folder` does.
     """
     model = bundles[0].manifest["model"]
     if any(bundle.manifest["model"]["digest"] != model["digest"] for bundle in bundles):
@@ -94,15 +95,15 @@ def evaluate(
     names = {FP32: fp32, **dict(zip(names_of([bundle.folder for bundle in others]), others))}
     for bundle in names.values():
         bundle.verify()
-    first = Pipeline(fp32)
+    first = Pipeline(fp32, device)
     settings = first.settings(**(chosen or {}))
     plan = Plan(tuple(captions), settings, first.check_seconds(seconds), variations)
-    digests = {name: _digest(bundle) for name, bundle in names.items()}
+    digests = {name: _digest(bundle, device) for name, bundle in names.items()}
     if floor:
         digests[FLOOR] = digests[FP32]
     with evaluation_folder(folder, plan, digests):
         total = len(plan.clips) * len(names)
-        makers = {name: partial(Pipeline, bundle) for name, bundle in names.items()}
+        makers = {name: partial(Pipeline, bundle, device) for name, bundle in names.items()}
         with watch("generating clips", total) as done:
             clips = generate_all(makers, folder, plan, done, one_by_one, batch)
         if floor:
@@ -129,10 +130,12 @@ def _fp32(bundles: Sequence[Bundle], say: Say) -> Bundle:
     return reference_bundle(checkpoint, reference_backend(bundles[0].backend), say)
 
 
-def _digest(bundle: Bundle) -> str:
-    """Of all that decides what a bundle's clips are: its files, and the backend's version."""
+def _digest(bundle: Bundle, device: str | None) -> str:
+    """Of all that decides what a bundle's clips are: its files, the backend's version, and the device."""
     files = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items()}
     facts = [files, bundle.backend, BACKENDS[bundle.backend].load().runtime_version()]
+    if device is not None:
+        facts.append(device)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -79,6 +79,7 @@ MISTAKES = {
     "too long": (("{sqs}", "--seconds", "100"), 1, "seconds 100 is outside 0.1.."),
     "no captions": (("{sqs}", "--captions", "no.csv"), 1, "no prompt file no.csv"),
     "steps": (("{sqs}", "--steps", "0"), 2, "steps"),
+    "no such device": (("{sqs}", "--device", "TPU"), 1, "OpenVINO has no device 'TPU' here; available: CPU"),
 }
 
 
@@ -118,6 +119,13 @@ def test_another_build_of_a_name_is_not_mixed_in(tiny_sqs: Bundle, captions: Pat
         file.write("\n")
     write_manifest(copy, plain(copy))
     assert "x holds clips of another build of x; delete that folder and its line in" in error_of(*arguments)
+
+
+def test_a_device_is_the_one_that_it_runs_on(tiny_sqs: Bundle, captions: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", tiny_sqs.folder, "--captions", captions, *QUICK, "--output", tmp_path / "out")
+    found = one_object(invoke(*arguments, "--device", "CPU", "--json").stdout)
+    assert [row["clips"] for row in found["rows"]] == [4, 4]
+    assert "holds clips of another build of fp32" in error_of(*arguments), "or of another device: they are not mixed"
 
 
 def plain(folder: Path) -> dict:
