@@ -123,6 +123,9 @@ class Desk:
         self.monkeypatch.setattr("dit_trt.engines.tensorrt.TensorRTPlan.fused_nodes", lambda self: set())
         return self.build(*QUICK_CALIBRATION, "--backend", "tensorrt")
 
+    def serve(self, *arguments: object, code: int = 1) -> str:
+        return error_of("serve", self.bundle, "--port", 0, *arguments, code=code)
+
     def taken_port(self) -> str:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             return error_of("studio", "--bundle", self.bundle, "--port", taken.getsockname()[1])
@@ -326,6 +329,12 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "no file of … can be counted; …: …": lambda d: (
         d.clips("clips/a", 800) or d.clips("clips/b", 800) or d.answered_otherwise()
     ),
+    "--host … can be reached from outside; give --token-file (…)": lambda d: d.serve("--host", "0.0.0.0", code=2),
+    "--token-file … cannot be read (…); …": lambda d: d.serve("--token-file", "no-such-file"),
+    "--token-file … must hold one line of 16 or more letters and digits; …": lambda d: d.serve(
+        "--token-file", d.write("token", b"short"), code=2
+    ),
+    "two bundles are called …; give each once, under names of their own": lambda d: d.serve(d.bundle),
     "cannot listen on …: …; choose another --port (0: any free one) or --host": lambda d: d.taken_port(),
     "… exists and is not a bundle; choose another --output": lambda d: error_of(
         "build", "--model", d.model, "--output", "model"

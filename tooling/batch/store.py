@@ -191,8 +191,9 @@ class UriStore:
 
 
 def _shown(text: str) -> str:
-    """Without the passwords of its URIs."""
-    return re.sub(r"://([^/:@\s]*):[^/\s]*@", r"://\1:***@", text)
+    """Without the passwords and queries of its URIs: keys and signatures stand there."""
+    text = re.sub(r"://([^/:@\s]*):[^/\s]*@", r"://\1:***@", text)
+    return re.sub(r"(://[^\s?]*\?)[^\s'\"]+", r"\1***", text)
 
 
 def _part(name: str) -> str:

@@ -104,6 +104,9 @@ def test_a_password_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=r"--output \w*://me:\*\*\*@host/a ") as error:
             open_store(each)
         assert "secret" not in str(error.value)
+    with pytest.raises(UserError, match=r"--output nonsense://host/a\?\*\*\* ") as error:
+        open_store("nonsense://host/a?key=secret&also=secret")
+    assert "secret" not in str(error.value)
 
     def no_list(*_: object, **__: object) -> None:
         raise OSError(f"no answer from {uri}")
