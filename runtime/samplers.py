@@ -43,6 +43,59 @@ def _sum(*terms: tuple[float, Latent]) -> Latent:
     return total
 
 
+def _multistep(
+    weights: Callable[[float, float, list[float]], list[float]],
+    denoise: Denoise,
+    x: Latent,
+    sigmas: ArrayLike,
+    noise: Noise | None,
+    callback: Callback | None,
+) -> Latent:
+    """x' = exp(-e) x + sum of weights * estimates + sigma' sqrt(1 - exp(-e)) z; e = 2h, or h and no z without noise.
+
+    weights(e, h, lengths of the last two steps, newest first) -> those of D0, D1, ..., as many as there are.
+    """
+    history: list[tuple[Latent, float]] = []  # (denoised, h) of the last two steps, newest first
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = denoise(x, sigma, step)
+        if callback is not None:
+            callback(step, sigma, denoised)
+        if sigma_next == 0:
+            return denoised
+        h = log(sigma / sigma_next)
+        e = h if noise is None else 2 * h
+        estimates = [denoised, *(estimate for estimate, _ in history)]
+        terms = [(exp(-e), x), *zip(weights(e, h, [earlier for _, earlier in history]), estimates)]
+        if noise is not None:
+            terms.append((sigma_next * sqrt(-expm1(-e)), noise(step)))
+        x = _sum(*terms)
+        history = [(denoised, h), *history[:1]]
+    return x
+
+
+def _weights_2m(e: float, h: float, earlier: list[float]) -> list[float]:
+    """Of the estimates in (1 - exp(-e)) (D0 + (D0 - D1) / 2r), r = h1 / h."""
+    moved = -expm1(-e)
+    if not earlier:
+        return [moved]
+    half = h / earlier[0] / 2
+    return [moved * (1 + half), -moved * half]
+
+
+def _weights_3m(e: float, h: float, earlier: list[float]) -> list[float]:
+    """Of the estimates in the formula of `sample_dpmpp_3m_sde`."""
+    moved = -expm1(-e)
+    if not earlier:
+        return [moved]
+    phi2 = 1 - moved / e
+    a = h / earlier[0]  # times (D0 - D1)
+    if len(earlier) == 1:
+        return [moved + phi2 * a, -phi2 * a]
+    b = h / earlier[1]  # times (D1 - D2)
+    bend = (phi2 / a - phi2 / e + 0.5) * h / (earlier[0] + earlier[1])  # times a (D0 - D1) - b (D1 - D2)
+    return [moved + (phi2 + bend) * a, -(phi2 + bend) * a - bend * b, bend * b]
+
+
 def sample_dpmpp_2m(
     denoise: Denoise,
     x: Latent,
@@ -57,17 +110,7 @@ def sample_dpmpp_2m(
 
         x' = exp(-h) x + (1 - exp(-h)) D,  D = D0 + (D0 - D1) / 2r,  r = h1 / h    (Lu et al., algorithm 2)
     """
-    previous, h_previous = None, 0.0
-    for step, sigma, sigma_next in _steps(sigmas):
-        denoised = denoise(x, sigma, step)
-        if callback is not None:
-            callback(step, sigma, denoised)
-        if sigma_next == 0:
-            return denoised
-        h = log(sigma / sigma_next)
-        x = _sum((exp(-h), x), *_target_2m(-expm1(-h), h, denoised, previous, h_previous))
-        previous, h_previous = denoised, h
-    return x
+    return _multistep(_weights_2m, denoise, x, sigmas, None, callback)
 
 
 def sample_dpmpp_2m_sde(
@@ -83,29 +126,7 @@ def sample_dpmpp_2m_sde(
 
         x' = exp(-2h) x + (1 - exp(-2h)) (D0 + (D0 - D1) / 2r) + sigma' sqrt(1 - exp(-2h)) z,  r = h1 / h
     """
-    previous, h_previous = None, 0.0
-    for step, sigma, sigma_next in _steps(sigmas):
-        denoised = denoise(x, sigma, step)
-        if callback is not None:
-            callback(step, sigma, denoised)
-        if sigma_next == 0:
-            return denoised
-        h = log(sigma / sigma_next)
-        moved = -expm1(-2 * h)
-        target = _target_2m(moved, h, denoised, previous, h_previous)
-        x = _sum((exp(-2 * h), x), *target, (sigma_next * sqrt(moved), noise(step)))
-        previous, h_previous = denoised, h
-    return x
-
-
-def _target_2m(
-    moved: float, h: float, denoised: Latent, previous: Latent | None, h_previous: float
-) -> list[tuple[float, Latent]]:
-    """The terms of moved * (D0 + (D0 - D1) / 2r), r = h1 / h; of the first step, moved * D0."""
-    if previous is None:
-        return [(moved, denoised)]
-    half = h / h_previous / 2
-    return [(moved * (1 + half), denoised), (-moved * half, previous)]
+    return _multistep(_weights_2m, denoise, x, sigmas, noise, callback)
 
 
 def sample_dpmpp_3m_sde(
@@ -124,35 +145,7 @@ def sample_dpmpp_3m_sde(
         a = (D0 - D1) / r0,  b = (D1 - D2) / r1,  r0 = h1 / h,  r1 = h2 / h
         d2 = (a - b) / (r0 + r1),  d1 = a + r0 d2;  in the second step d1 = a, d2 = 0
     """
-    history: list[tuple[Latent, float]] = []  # (denoised, h) of the last two steps, newest first
-    for step, sigma, sigma_next in _steps(sigmas):
-        denoised = denoise(x, sigma, step)
-        if callback is not None:
-            callback(step, sigma, denoised)
-        if sigma_next == 0:
-            return denoised
-        h = log(sigma / sigma_next)
-        moved = -expm1(-2 * h)
-        weights = _weights_3m(h, [earlier for _, earlier in history])
-        estimates = [denoised, *(estimate for estimate, _ in history)]
-        x = _sum((exp(-2 * h), x), *zip(weights, estimates), (sigma_next * sqrt(moved), noise(step)))
-        history = [(denoised, h), *history[:1]]
-    return x
-
-
-def _weights_3m(h: float, earlier: list[float]) -> list[float]:
-    """Of D0, and of D1 and D2 as far as there are such, in the formula of `sample_dpmpp_3m_sde`. earlier: h1, h2."""
-    e = 2 * h
-    moved = -expm1(-e)
-    if not earlier:
-        return [moved]
-    phi2 = 1 - moved / e
-    a = h / earlier[0]  # times (D0 - D1)
-    if len(earlier) == 1:
-        return [moved + phi2 * a, -phi2 * a]
-    b = h / earlier[1]  # times (D1 - D2)
-    bend = (phi2 / a - phi2 / e + 0.5) * h / (earlier[0] + earlier[1])  # times a (D0 - D1) - b (D1 - D2)
-    return [moved + (phi2 + bend) * a, -(phi2 + bend) * a - bend * b, bend * b]
+    return _multistep(_weights_3m, denoise, x, sigmas, noise, callback)
 
 
 def sample_pingpong(
