@@ -24,7 +24,7 @@ class OpenBundle(BundleFacts):
         super().__init__(bundle)
         self._rebuild, self._threads = rebuild, threads
         self.step_sigmas: list[float] = bundle.manifest.get("step_sigmas", [])
-        self._backend = choose_backend(bundle.backend)
+        self._backend = choose_backend(bundle.backend, device)
         self._device = device
         self._engines: dict[tuple[str, int, int, int, int], Engine] = {}
         self._step_engines: dict[tuple[int, int, int], StepEngine] = {}

@@ -16,6 +16,7 @@ from ..exporters.linears import Linear
 METHODS = {"none": ("none", "none"), "sqs": ("static", "static"), "sqd": ("static", "step"), "sqt": ("static", "token")}
 BITS = ("w8a8", "w4a8")
 LAYER_BITS = (*BITS, "float")
+FLOAT = {"bits": "fp32", "decoder_bits": 32}  # of method none
 SQD_WEIGHTS = ("shared", "requantize", "grouped:2..16")
 W4 = ("expanded", "memory")
 ROUNDINGS = ("nearest", "gptq")
@@ -70,8 +71,8 @@ class Recipe:
         if faults:
             raise UserError("; ".join(faults))
         if self.method == "none":
-            object.__setattr__(self, "bits", "fp32")
-            object.__setattr__(self, "decoder_bits", 32)
+            for name, value in FLOAT.items():
+                object.__setattr__(self, name, value)
         if self.alpha != "auto":
             object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one recipe, with one hash
 
@@ -120,9 +121,8 @@ class Recipe:
         """Options that would do nothing, or that no engine can do together."""
         changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.method == "none":
-            whole = {"decoder_bits"} if self.decoder_bits == 32 else set()
-            bits = {"bits"} if self.bits == "fp32" else set()
-            if idle := changed - {"method", "trunk"} - whole - bits:
+            own = {name for name, value in FLOAT.items() if getattr(self, name) == value}
+            if idle := changed - {"method", "trunk"} - own:
                 yield f"method none quantizes nothing: {', '.join(sorted(idle))} do not apply"
             return
         four = "w4a8" in (self.bits, *(bits for _, bits in self.bits_for))

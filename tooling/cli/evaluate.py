@@ -97,7 +97,6 @@ def command(
     FP32 of the same model is always a row. Killed or stopped at any moment, the same command goes on where it was.
     """
     from ...calib_data.reader import heldout_captions, read_captions
-    from ...engines.base import choose_backend
     from ...engines.bundle import find_bundle
     from ...engines.home import write_whole
     from ...runtime.settings import Settings
@@ -107,9 +106,6 @@ def command(
     with usage():
         Settings(**chosen)
     found = [find_bundle(each) for each in bundle] or [find_bundle(None, quantized=True)]
-    if device is not None:
-        for each in found:
-            choose_backend(each.backend, device)
     real = None if reference is None else _reference(reference)
     if real is not None and not metrics.strip(", "):
         raise UsageError("--reference is for networks to compare with; name some with --metrics, as birdnet,aisfx")

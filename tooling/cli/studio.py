@@ -40,9 +40,7 @@ def command(bundle: str | None, host: str, port: int, device: str | None) -> dic
     from ...engines.bundle import find_bundle
     from ..plots import check_matplotlib
 
-    first = find_bundle(bundle)  # what is wrong with it is told before anything heavy is loaded
-    if device is not None:
-        choose_backend(first.backend, device)
+    choose_backend(find_bundle(bundle).backend, device)  # what is wrong is told before anything heavy is loaded
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     check_matplotlib("the studio draws with")

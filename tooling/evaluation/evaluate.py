@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ...calib_data.reader import Caption
-from ...engines.base import BACKENDS
+from ...engines.base import BACKENDS, choose_backend
 from ...engines.bundle import Bundle
 from ...engines.errors import UserError
 from ...engines.home import write_whole
@@ -90,6 +90,8 @@ def evaluate(
     model = bundles[0].manifest["model"]
     if any(bundle.manifest["model"]["digest"] != model["digest"] for bundle in bundles):
         raise UserError("the bundles were built from different models; evaluate those of one")
+    for bundle in bundles:
+        choose_backend(bundle.backend, device)
     fp32 = _fp32(bundles, say)
     others = [bundle for bundle in bundles if bundle.folder != fp32.folder]
     names = {FP32: fp32, **dict(zip(names_of([bundle.folder for bundle in others]), others))}
@@ -133,9 +135,7 @@ def _fp32(bundles: Sequence[Bundle], say: Say) -> Bundle:
 def _digest(bundle: Bundle, device: str | None) -> str:
     """Of all that decides what a bundle's clips are: its files, the backend's version, and the device."""
     files = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items()}
-    facts = [files, bundle.backend, BACKENDS[bundle.backend].load().runtime_version()]
-    if device is not None:
-        facts.append(device)
+    facts = [files, bundle.backend, BACKENDS[bundle.backend].load().runtime_version(), device]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

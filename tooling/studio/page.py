@@ -24,7 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from gradio.themes import Default
 
 from ...engines.errors import UserError, last_line
-from ...runtime.hosts import LOOPBACK, hostname, is_foreign
+from ...runtime.hosts import LOOPBACK, hostname, is_foreign, is_loopback
 from . import shown
 from .running import Stopped, reports
 from .takes import Comparison, Progress, Studio, Take
@@ -100,7 +100,7 @@ def serve(listening: socket.socket, bundle: str | None, device: str | None, read
             css=(HERE / "studio.css").read_text("utf-8"),
             head=f"<script>{(HERE / 'studio.js').read_text('utf-8')}</script>",
         )
-        guard = _Guard(app, LOOPBACK if host in LOOPBACK else None)
+        guard = _Guard(app, (*LOOPBACK, host) if is_loopback(listening) else None)
         server = uvicorn.Server(uvicorn.Config(guard, log_level="error", timeout_graceful_shutdown=1))
         ready(studio)
         try:
