@@ -63,6 +63,7 @@ class Backend:
     graphs are written; the first is its default. keeps_blobs: compiling is slow enough to be cached. wants_vnni: on a
     CPU without it, see `saturates`. proof: the class that tells what a graph compiles to, where it is not the engine:
     it needs no device, and its module has `unbuildable`. engine_trunks: trunks that the engine, not the graph, makes.
+    int16_sums: its engine has faster int8 kernels for graphs all of whose sums of two products fit 16 bits.
     """
 
     module: str
@@ -74,6 +75,7 @@ class Backend:
     wants_vnni: bool = False
     proof: str | None = None
     engine_trunks: tuple[str, ...] = ()
+    int16_sums: bool = False
 
     @property
     def dialect(self) -> Dialect:
@@ -124,6 +126,7 @@ BACKENDS = {
         ("onnxruntime",),
         "pip install onnxruntime (or onnxruntime-gpu for CUDA, never both)",
         {"fp32": Dialect("uint8")},
+        int16_sums=True,
     ),
     # A branch in the trunk's own type keeps its attention from being fused.
     "tensorrt": Backend(
@@ -199,6 +202,19 @@ def explain_auto(chosen: str) -> str:
     return f"backend {chosen}: " + "; ".join(reasons)
 
 
+def precision_of(backend: str, facts: Mapping[str, Any], graph: str) -> str | None:
+    """What `open_engine` is told of the arithmetic of a bundle's graph, None: nothing. facts: its manifest, of which
+    `trunk` and `int16_sums` count.
+
+    A trunk that the engine makes, in the step graphs; `int16` where the backend adds int8 products in 16 bits on
+    request, and these suffice.
+    """
+    kind, trunk = BACKENDS[backend], facts.get("trunk")
+    if trunk in kind.engine_trunks and graph.partition("-")[0] == "step":
+        return trunk
+    return "int16" if kind.int16_sums and facts.get("int16_sums") else None
+
+
 def open_engine(
     backend: str,
     path: Path,
@@ -214,7 +230,7 @@ def open_engine(
     """Compile the ONNX file at `path` for fixed input `shapes`.
 
     digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
-    threads: how many of a CPU's to use (default: the backend's choice). precision: see OpenVINOEngine, which has it.
+    threads: how many of a CPU's to use (default: the backend's choice). precision: see `precision_of`.
     plan, rebuild: see TensorRTPlan, which has them. profile: count what layers take, see `Layer`.
     """
     given = {"device": device, "threads": threads, "precision": precision, "options": plan, "profile": profile}

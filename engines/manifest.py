@@ -200,7 +200,12 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     **{f"schedule.{name}": _is_number for name in ("cfg", "sigma_min", "sigma_max")},
 }
 
-_OPTIONAL: dict[str, Callable[[object], bool]] = {"trunk": _is_text, "plan": _is_plan, "short_context": _is_flag}
+_OPTIONAL: dict[str, Callable[[object], bool]] = {
+    "trunk": _is_text,
+    "plan": _is_plan,
+    "short_context": _is_flag,
+    "int16_sums": _is_flag,
+}
 _TILING = {f"sizes.{name}": _is_size for name in ("tile_latents", "tile_overlap", "encoder_channels")}
 
 

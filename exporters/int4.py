@@ -45,13 +45,13 @@ def weight_nodes(base: str, weight: Weight, data: DataFile, form: Form = "expand
     """The nodes of `weight`, all named `<base>.<something>`; its bytes go to `data`. form: of 4-bit weights only.
 
     block: `expanded` with a scale an output channel repeats it for every so many inputs; 0: it is there once.
-    Raises ValueError for integers that do not fit its bits, and for 8 bits with a scale a group.
+    Raises ValueError for integers that do not fit its bits, and for 8 or 7 bits with a scale a group.
     """
     if np.abs(weight.integers.astype(np.int16)).max(initial=0) > LARGEST[weight.bits]:
         raise ValueError(f"{base}: integers beyond +-{LARGEST[weight.bits]}, the most of {weight.bits} bits")
-    if weight.bits == 8:
+    if weight.bits != 4:
         if weight.scale.ndim != 1:
-            raise ValueError(f"{base}: 8-bit weights have one scale an output channel")
+            raise ValueError(f"{base}: {weight.bits}-bit weights have one scale an output channel")
         return _int8(base, weight, data)
     return _expanded(base, weight, data, block) if form == "expanded" else _memory(base, weight, data)
 
@@ -72,7 +72,7 @@ def packed_bytes(
     group: input channels a scale, 0: one scale an output channel. block: as there. Padding in the file is not in it.
     """
     values, zero_points = in_features * out_features, out_features
-    if bits == 8:
+    if bits != 4:
         return values, 4 * out_features, zero_points
     if block and not group and form == "expanded":
         group = block_of(in_features, block)

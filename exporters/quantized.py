@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 from .linears import Linear
 
 Float = NDArray[np.float32]
-LARGEST = {8: 127, 4: 7}  # |integer|, by bits: symmetric
+WeightBits = Literal[8, 7, 4]
+LARGEST: dict[WeightBits, int] = {8: 127, 7: 63, 4: 7}  # |integer|, by bits: symmetric
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One MatMul's weight: integers int8 [out, in], within -127..127 or, with 4 bits, -7..7; W = integers * scale.
+    """One MatMul's weight: integers int8 [out, in], within +-`LARGEST`: -127..127, with 7 bits -63..63, with 4 -7..7.
 
-    scale: float32, [out] or [out, in // group], a scale for every group of consecutive input channels.
+    W = integers * scale. scale: float32, [out] or [out, in // group], a scale for every group of consecutive input
+    channels. 7 bits are stored in 8: two products by uint8 fit 16 bits (2 x 255 x 63 < 2^15).
     """
 
     integers: NDArray[np.int8]
     scale: Float
-    bits: Literal[8, 4] = 8
+    bits: WeightBits = 8
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Self
 
-from ..engines.base import BACKENDS, Engine, choose_backend, open_engine
+from ..engines.base import BACKENDS, Engine, choose_backend, open_engine, precision_of
 from ..engines.bundle import Bundle, find_bundle
 from ..engines.errors import UserError
 from ..engines.manifest import step_graphs
@@ -90,8 +90,6 @@ class OpenBundle(BundleFacts):
         files = self.bundle.manifest["files"]
         digest = "".join(files[name]["sha256"] for name in (f"{graph}.onnx", f"{graph}.onnx.data"))
         manifest = self.bundle.manifest
-        trunk, plan = manifest.get("trunk"), manifest.get("plan") or None
-        by_engine = trunk in BACKENDS[self._backend].engine_trunks and graph.partition("-")[0] == "step"
         return open_engine(
             self._backend,
             self.bundle.path(f"{graph}.onnx"),
@@ -99,7 +97,7 @@ class OpenBundle(BundleFacts):
             self._device,
             digest,
             self._threads if BACKENDS[self._backend].proof is None else None,
-            precision=trunk if by_engine else None,
-            plan=plan,
+            precision=precision_of(self._backend, manifest, graph),
+            plan=manifest.get("plan") or None,
             rebuild=self._rebuild,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import BACKENDS, choose_trunk, open_proof
+from ..engines.base import BACKENDS, choose_trunk, open_proof, precision_of
 from ..engines.bundle import Bundle, bundles_folder, graph_digest, new_bundle
 from ..engines.errors import UserError
 from ..engines.home import save_tensors
@@ -111,11 +111,12 @@ def build_bundle(
         save_tensors(_scales(ranges), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
+        narrow = bool(chosen) and recipe.int16_sums(chosen)
         settings = Settings.of_objective(checkpoint.sizes.objective)
         batch = cfg_halves(settings.cfg_scale, recipe.cfg_pair == "difference")
         short = recipe.cfg_pair != "difference"  # which needs both halves of whatever a Linear reads
         shapes = graph_shapes(sizes, step_sigmas=written.step_sigmas, batch=batch, context=1 if short else batch)
-        proven = prove(folder, backend, shapes, chosen, trunk, device, plan_facts, say)
+        proven = prove(folder, backend, shapes, chosen, trunk, device, plan_facts, say, narrow)
         lost = proven.lost
         if lost and not allow_float:
             raise UserError(
@@ -127,13 +128,13 @@ def build_bundle(
                 f"{len(proven.unfused)} of {proven.attentions} attentions are not fused with {backend}: "
                 f"{', '.join(proven.unfused[:6])}; try another --trunk, or accept them with --allow-float-gemm"
             )
-        if len(lost) < len(chosen) and BACKENDS[backend].saturates(device):
+        if len(lost) < len(chosen) and BACKENDS[backend].saturates(device) and not narrow:
             say(
                 f"note: this CPU has no VNNI, so {backend} adds int8 products in 16 bits that saturate: "
-                "less exact than --backend onnxruntime, and not faster than FP32"
+                "less exact than --bits w7a8, which always fits, or --backend onnxruntime"
             )
         facts = _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration)
-        facts |= {"trunk": trunk, "plan": plan_facts, "short_context": short}
+        facts |= {"trunk": trunk, "plan": plan_facts, "short_context": short, "int16_sums": narrow}
         if proven.attentions:
             facts |= {"attentions": proven.attentions, "fused_attentions": proven.attentions - len(proven.unfused)}
         if written.step_sigmas:
@@ -195,14 +196,18 @@ def prove(
     device: str | None = None,
     plan: Mapping | None = None,
     say: Say = lambda message: None,
+    int16_sums: bool = False,
 ) -> Proven:
-    """Compile all graphs as a run would, one at a time, and ask them. With several step graphs all of them count."""
+    """Compile all graphs as a run would, one at a time, and ask them. With several step graphs all of them count.
+
+    int16_sums: see `Recipe.int16_sums`.
+    """
     kind, attentions = BACKENDS[backend], 0
     lost: set[str] = set()
     unfused: dict[str, None] = {}
     for graph, inputs in shapes.items():
         path, is_step = folder / f"{graph}.onnx", graph.partition("-")[0] == "step"
-        precision = trunk if is_step and trunk in kind.engine_trunks else None
+        precision = precision_of(backend, {"trunk": trunk, "int16_sums": int16_sums}, graph)
         digest = graph_digest(path) if kind.proof else None  # where the run uses what the build compiled
         proof = open_proof(backend, path, inputs, device, digest, precision, plan or None, say)
         asked = [linear for linear in chosen if linear.graph == ("step" if is_step else graph)]

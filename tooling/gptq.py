@@ -8,12 +8,11 @@ rounding W_k - sum_{j<k} e_j M[j, k] keeps every term within half a step.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..exporters.quantized import LARGEST, Weight
+from ..exporters.quantized import LARGEST, Weight, WeightBits
 from .weights import clipped_scale, group_of, weight_scale
 
 Float = NDArray[np.float32]
@@ -60,7 +59,7 @@ def hessian(blocks: Iterable[Float]) -> Double:
 def gptq(
     weight: Float,
     hessian: Double,
-    bits: Literal[8, 4] = 4,
+    bits: WeightBits = 4,
     group: int = 0,
     clip: bool = False,
     damping: float = DAMPING,

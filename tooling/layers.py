@@ -57,7 +57,7 @@ def weight_tensors(linear: Linear, recipe: Recipe, int4_block: int = 0) -> dict[
     bits, width = recipe.bits_of(linear), linear.in_features
     if bits == "fp32":
         return {part: (4 * width * rows,) for part, rows in linear.parts.items()}
-    if bits == "w8a8":
+    if bits != "w4a8":
         return {part: packed_bytes(width, rows, 8) for part, rows in linear.parts.items()}
     group = group_of(width, recipe.group_size)
     form: Form = "memory" if recipe.w4 == "memory" else "expanded"

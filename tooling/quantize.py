@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from ..exporters.quantized import Activation, LowRank, QuantizedLinear, Weight
 from .gptq import gptq, hessian
 from .low_rank import product, residual, svdquant
 from .ranges import choose_alphas, clip_factor
-from .recipe import Recipe
+from .recipe import WEIGHT_BITS, Recipe
 from .smoothing import Smoothing, activation_scales, fold, smoothing_factor, smoothing_factors
 from .tables import Calibration
 from .weights import QMAX, dequantize_weight, quantize_weight
@@ -186,7 +185,7 @@ class Integers:
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration, linear: Linear, s: Float):
         self._checkpoint, self._recipe, self._linear, self._s = checkpoint, recipe, linear, s
         self._calibration = calibration
-        self._bits: Literal[8, 4] = 4 if recipe.bits_of(linear) == "w4a8" else 8
+        self._bits = WEIGHT_BITS[recipe.bits_of(linear)]
 
     def smoothed(self) -> Float:
         """s W [out, in]"""

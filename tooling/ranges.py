@@ -6,7 +6,6 @@ The error that is made least is that of one Linear's output, X W^T, by itself (s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from ..exporters.checkpoint import Checkpoint
 from ..exporters.linears import Linear
 from . import activations
-from .recipe import Recipe
+from .recipe import WEIGHT_BITS, Recipe
 from .search import Problem, alpha_errors, best, clip_errors, problem
 from .smoothing import activation_scales, over_readers, smoothing_factor
 from .tables import Calibration
@@ -44,7 +43,7 @@ def _best_alpha(checkpoint: Checkpoint, recipe: Recipe, linears: Sequence[Linear
     w = np.max([np.abs(weight).max(axis=0) for weight in weights], axis=0)
     if linears[0].kind == "cross_attn.to_out":
         x, w = (over_readers(side, checkpoint.sizes.dit) for side in (x, w))
-    bits: Literal[8, 4] = 4 if recipe.bits_of(linears[0]) == "w4a8" else 8
+    bits = WEIGHT_BITS[recipe.bits_of(linears[0])]
 
     def rounded(weight: Float) -> Float:
         return dequantize_weight(quantize_weight(weight, bits, recipe.group_size if bits == 4 else 0))

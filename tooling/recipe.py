@@ -10,11 +10,13 @@ from math import gcd
 from ..engines.base import TRUNKS
 from ..engines.errors import UserError
 from ..exporters.linears import Linear
+from ..exporters.quantized import WeightBits
 
 # method -> (smoothing, activation range): the two independent axes behind the methods' names. SQD's smoothing is by
 # step, too, where its weights are (`sqd_weights`).
 METHODS = {"none": ("none", "none"), "sqs": ("static", "static"), "sqd": ("static", "step"), "sqt": ("static", "token")}
-BITS = ("w8a8", "w4a8")
+WEIGHT_BITS: dict[str, WeightBits] = {"w8a8": 8, "w7a8": 7, "w4a8": 4}
+BITS = tuple(WEIGHT_BITS)
 LAYER_BITS = (*BITS, "float")
 FLOAT = {"bits": "fp32", "decoder_bits": 32}  # of method none
 SQD_WEIGHTS = ("shared", "requantize", "grouped:2..16")
@@ -32,19 +34,20 @@ class Recipe:
     """What is done to which Linears. Fields are the options of `dit-trt build` and the keys of a recipe file.
 
     method: `none` (FP32), or the paper's `sqs` (static) and `sqd` (by step), or our `sqt` (by token); bits of weights
-    and activations. alpha: smoothing strength (eq. 3), or `auto`: searched for every Linear; smooth: False leaves
-    smoothing out. include, exclude: a Linear is quantized when an include pattern matches it and no exclude pattern
-    does; bits_for: pairs (pattern, bits or `float`) for some of those, of which the last that matches counts. Patterns
-    are wildcards over the full name (`transformer.layers.3.ff.ff.2`) or the kind within a block (`ff.ff.2`).
-    sqd_weights: what SQD does with the weights: `shared` by all steps, `requantize`d at each, `grouped:G`, a set for
-    each of G ranges of steps. lora_rank, lora_form: the FP16 low-rank branch; 0: none. clip: static and step ranges
-    and the scales of 4-bit weights by least output error. cfg_pair: both halves of the guidance pair are quantized as
-    they are, or one of them as its `difference` from the other, whose error guidance does not multiply. For 4-bit
-    weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input channels that share a scale, 0
-    for all of an output channel; rounding: `nearest` or `gptq`, which makes up for errors, those of a branch, too.
-    decoder_bits: 16 stores the matrices of what runs once a clip in FP16: text encoder, embedders, decoder, encoder.
-    trunk: what the step computes in where it is not quantized, `fp32`, `bf16` or `fp16`, as far as the backend has it;
-    `auto`: as the backend does by default, and fp32 where nothing is quantized.
+    and activations, of which w7a8 is w8a8 with weights of up to 63, whose products a CPU without VNNI adds without loss
+    (ONNX Runtime's `reduce_range`). alpha: smoothing strength (eq. 3), or `auto`: searched for every Linear; smooth:
+    False leaves smoothing out. include, exclude: a Linear is quantized when an include pattern matches it and no
+    exclude pattern does; bits_for: pairs (pattern, bits or `float`) for some of those, of which the last that matches
+    counts. Patterns are wildcards over the full name (`transformer.layers.3.ff.ff.2`) or the kind within a block
+    (`ff.ff.2`). sqd_weights: what SQD does with the weights: `shared` by all steps, `requantize`d at each, `grouped:G`,
+    a set for each of G ranges of steps. lora_rank, lora_form: the FP16 low-rank branch; 0: none. clip: static and step
+    ranges and the scales of 4-bit weights by least output error. cfg_pair: both halves of the guidance pair are
+    quantized as they are, or one of them as its `difference` from the other, whose error guidance does not multiply.
+    For 4-bit weights, w4: `expanded` to int8 in the engine or kept in `memory`; group_size: input channels that share a
+    scale, 0 for all of an output channel; rounding: `nearest` or `gptq`, which makes up for errors, those of a branch,
+    too. decoder_bits: 16 stores the matrices of what runs once a clip in FP16: text encoder, embedders, decoder,
+    encoder. trunk: what the step computes in where it is not quantized, `fp32`, `bf16` or `fp16`, as far as the backend
+    has it; `auto`: as the backend does by default, and fp32 where nothing is quantized.
     """
 
     method: str = "sqs"
@@ -136,6 +139,8 @@ class Recipe:
             yield f"{', '.join(sorted(idle))} belong to 4-bit weights (bits w4a8)"
         if four and self.requantizes:
             yield "sqd_weights requantize needs w8a8: four bits have lost what a step would restore"
+        if "w7a8" in (self.bits, *(bits for _, bits in self.bits_for)) and self.requantizes:
+            yield "sqd_weights requantize needs w8a8: it makes integers of 8 bits at every step"
         if self.w4 == "memory" and four and self.method != "sqt":
             yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
         if self.clip and self.method == "sqt" and not four:
@@ -186,6 +191,17 @@ class Recipe:
         wanted = [bits for pattern, bits in self.bits_for if _matches(linear, pattern)]
         bits = wanted[-1] if wanted else self.bits
         return "fp32" if bits == "float" else bits
+
+    def int16_sums(self, chosen: Iterable[Linear]) -> bool:
+        """Whether the sum of any two products of these Linears fits 16 bits: no integer of a weight is beyond 64.
+
+        Those of 4 bits are as small where one scale an output channel leaves them as they are.
+        """
+        return not self.requantizes and all(self._fits_int16(linear) for linear in chosen)
+
+    def _fits_int16(self, linear: Linear) -> bool:
+        bits, one_scale = self.bits_of(linear), gcd(linear.in_features, self.group_size) == linear.in_features
+        return bits == "w7a8" or (bits == "w4a8" and self.w4 == "expanded" and one_scale)
 
     def chosen(self, linears: Iterable[Linear]) -> list[Linear]:
         """The Linears to quantize. Raises UserError when a pattern matches nothing (likely a typo) or none is left."""

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from ..engines.base import BACKENDS, open_engine
+from ..engines.base import open_engine, precision_of
 from ..engines.manifest import step_graphs
 from ..runtime.graph_shapes import graph_shapes
 from ..runtime.pipeline import Pipeline
@@ -33,15 +33,13 @@ def open_step_engine(
     bundle, bounds = pipeline.bundle, pipeline.step_sigmas
     rows = {"batch": conditioning.batch, "context": pipeline.context_rows(conditioning)}
     shapes = graph_shapes(pipeline.sizes, step_sigmas=bounds, latents=latents, **rows)
-    trunk = bundle.manifest.get("trunk")
-    own = trunk if trunk in BACKENDS[bundle.backend].engine_trunks else None
     engines = {
         graph: open_engine(
             bundle.backend,
             bundle.path(f"{graph}.onnx"),
             shapes[graph],
             threads=threads,
-            precision=precision or own,
+            precision=precision or precision_of(bundle.backend, bundle.manifest, graph),
             profile=profile,
         )
         for graph in step_graphs(bounds)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import gcd
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import int4
-from ..exporters.quantized import LARGEST, Weight
+from ..exporters.quantized import LARGEST, Weight, WeightBits
 
 Float = NDArray[np.float32]
 
@@ -19,7 +18,11 @@ QMAX = LARGEST[8]
 TINY = np.float32(1e-12)
 _CACHED = 1 << 16  # weights whose scales are searched at a time: they stay in the processor's cache
 # What a scale is multiplied by when it is clipped: 4-bit weights gain from much smaller scales, 8-bit ones hardly.
-SHRINK = {8: np.linspace(1, 0.8, 21), 4: np.linspace(1, 0.5, 26)}
+SHRINK: dict[WeightBits, NDArray[np.float64]] = {
+    8: np.linspace(1, 0.8, 21),
+    7: np.linspace(1, 0.8, 21),
+    4: np.linspace(1, 0.5, 26),
+}
 
 
 def group_of(in_features: int, group: int) -> int:
@@ -27,8 +30,8 @@ def group_of(in_features: int, group: int) -> int:
     return gcd(in_features, group)
 
 
-def quantize_weight(weight: Float, bits: Literal[8, 4] = 8, group: int = 0, clip: Float | None = None) -> Weight:
-    """W [out, in] -> integers and their scales, max|W| / 127 (or / 7) of every output channel (paper's choice).
+def quantize_weight(weight: Float, bits: WeightBits = 8, group: int = 0, clip: Float | None = None) -> Weight:
+    """W [out, in] -> integers and their scales, max|W| / `LARGEST` of every output channel (paper's choice).
 
     group: a scale for every so many consecutive inputs of an output channel (see `group_of`); 0: one a channel.
     clip: the second moment of every input channel, mean x^2 [in], or ones; given, each scale is shrunk to the one that
@@ -38,7 +41,7 @@ def quantize_weight(weight: Float, bits: Literal[8, 4] = 8, group: int = 0, clip
     return round_weight(weight, scale, bits)
 
 
-def weight_scale(weight: Float, bits: Literal[8, 4] = 8, group: int = 0) -> Float:
+def weight_scale(weight: Float, bits: WeightBits = 8, group: int = 0) -> Float:
     """max|W| / qmax: [out], or [out, in // group] when the group is not the whole row; never zero."""
     qmax = np.float32(LARGEST[bits])
     scale = np.maximum(np.abs(_grouped(weight, group)).max(axis=2), TINY * qmax).astype(np.float32) / qmax
@@ -48,7 +51,7 @@ def weight_scale(weight: Float, bits: Literal[8, 4] = 8, group: int = 0) -> Floa
 def clipped_scale(
     weight: Float,
     second_moment: Float,
-    bits: Literal[8, 4] = 8,
+    bits: WeightBits = 8,
     group: int = 0,
     factors: Iterable[float] | None = None,
 ) -> Float:
@@ -79,8 +82,8 @@ def clipped_scale(
     return best
 
 
-def round_weight(weight: Float, scale: Float, bits: Literal[8, 4] = 8) -> Weight:
-    """W [out, in] to the nearest multiple of its scale ([out] or [out, groups]), within +-127 or +-7."""
+def round_weight(weight: Float, scale: Float, bits: WeightBits = 8) -> Weight:
+    """W [out, in] to the nearest multiple of its scale ([out] or [out, groups]), within +-`LARGEST`."""
     qmax = LARGEST[bits]
     spread = scale.reshape(len(scale), -1, 1)
     integers = np.rint(weight.reshape(len(weight), spread.shape[1], -1) / spread)

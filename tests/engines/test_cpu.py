@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hardware import CPU_BACKENDS, product, saturates, saturating
 from int4_graphs import DELTA, NAME, write_linear
 from numpy.typing import NDArray
 
 from dit_trt.engines import base, cpu
-from dit_trt.engines.base import BACKENDS, open_engine
-from dit_trt.exporters.quantized import Weight
+from dit_trt.engines.base import BACKENDS, open_engine, precision_of
+from dit_trt.exporters.quantized import LARGEST, Weight
 
 X86 = "processor\t: 0\nmodel name\t: avx_vnni 9000\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nflags\t\t: fpu {}\n"
 
@@ -75,11 +76,13 @@ def test_tests_and_product_agree_on_this_cpu() -> None:
     assert {name: kind.saturates() for name, kind in BACKENDS.items()} == {name: saturates(name) for name in BACKENDS}
 
 
-def engines_product(folder: Path, backend: str, x: NDArray, w: NDArray) -> NDArray[np.float64]:
+def engines_product(
+    folder: Path, backend: str, x: NDArray, w: NDArray, precision: str | None = None
+) -> NDArray[np.float64]:
     """x w^T by the engine's int8 kernel, its integers as they come out."""
     weight = Weight(w.astype(np.int8), np.ones(len(w), np.float32), 8)
     path = write_linear(folder, weight, "expanded", len(x), BACKENDS[backend].dialect.activation)
-    engine = open_engine(backend, path, {"x": x.shape}, threads=1)
+    engine = open_engine(backend, path, {"x": x.shape}, threads=1, precision=precision)
     assert NAME in engine.int8_matmuls()
     return engine.run({"x": (x * DELTA).astype(np.float32)})["y"].T.astype(np.float64) / DELTA
 
@@ -107,3 +110,54 @@ def test_products_of_random_integers_are_those_of_the_formula(tmp_path: Path, ba
     found = engines_product(tmp_path, backend, x, w)
     np.testing.assert_allclose(found, product(backend, x, w), rtol=1e-6, atol=0.5)
     assert np.array_equal(saturating(x, w), exact) == (largest == 64)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_integers_of_7_bits_are_added_exactly_on_every_cpu(tmp_path: Path, backend: str, sign: int) -> None:
+    """By the kernels that a bundle of w7a8 gets."""
+    precision = precision_of(backend, {"int16_sums": True}, "step")
+    assert precision == ("int16" if backend == "onnxruntime" else None)
+    x, w = np.full((8, 64), 127), np.full((64, 64), sign * LARGEST[7])
+    found = engines_product(tmp_path, backend, x, w, precision)
+    np.testing.assert_allclose(found, sign * 64 * 127 * LARGEST[7], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "facts", "graph", "expected"),
+    [
+        ("openvino", {"trunk": "bf16", "int16_sums": True}, "step", "bf16"),
+        ("openvino", {"trunk": "bf16", "int16_sums": True}, "step-1", "bf16"),
+        ("openvino", {"trunk": "bf16", "int16_sums": True}, "conditioning", None),
+        ("openvino", {"trunk": "fp32"}, "step", None),
+        ("onnxruntime", {"trunk": "fp32", "int16_sums": True}, "step", "int16"),
+        ("onnxruntime", {"trunk": "fp32", "int16_sums": True}, "conditioning", "int16"),
+        ("onnxruntime", {"trunk": "fp32", "int16_sums": False}, "step", None),
+        ("onnxruntime", {}, "step", None),  # a bundle of before
+        ("tensorrt", {"trunk": "fp16", "int16_sums": True}, "step", None),
+    ],
+)
+def test_what_an_engine_is_told_of_its_arithmetic(
+    backend: str, facts: dict[str, object], graph: str, expected: str | None
+) -> None:
+    assert precision_of(backend, facts, graph) == expected
+
+
+@pytest.mark.parametrize(
+    ("vnni", "precision", "exact"), [(False, None, True), (False, "int16", False), (True, None, False)]
+)
+def test_onnxruntime_is_asked_for_exact_kernels_only_where_others_may_err(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool, precision: str | None, exact: bool
+) -> None:
+    asked: list[str] = []
+
+    class Options(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, name: str, value: str) -> None:
+            asked.append(name)
+            super().add_session_config_entry(name, value)
+
+    monkeypatch.setattr("dit_trt.engines.onnxruntime.has_vnni", lambda: vnni)
+    monkeypatch.setattr("onnxruntime.SessionOptions", Options)
+    x, w = np.ones((2, 64)), np.ones((64, 64))
+    engines_product(tmp_path, "onnxruntime", x, w, precision)
+    assert ("session.x64quantprecision" in asked) is exact

@@ -95,7 +95,7 @@ def test_ties_go_to_even() -> None:
 
 
 @pytest.mark.parametrize("form", ["expanded", "memory"])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 7, 4])
 @pytest.mark.parametrize(("out_features", "in_features", "group"), SHAPES)
 def test_bytes_are_what_is_written(
     tmp_path: Path, out_features: int, in_features: int, group: int, bits: int, form: str
@@ -111,10 +111,10 @@ def test_bytes_are_what_is_written(
     assert tuple(sizes) == packed_bytes(in_features, out_features, bits, group, form)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 7, 4])
 def test_integers_that_do_not_fit_are_refused(tmp_path: Path, bits: int) -> None:
     integers = np.zeros((16, 16), np.int8)
-    integers[3, 5] = {8: -128, 4: -8}[bits]
+    integers[3, 5] = {8: -128, 7: 64, 4: -8}[bits]
     with pytest.raises(ValueError, match=f"{bits} bits"):
         made(tmp_path, Weight(integers, np.ones(16, np.float32), bits), "expanded")  # type: ignore[arg-type]
 

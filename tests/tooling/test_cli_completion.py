@@ -53,7 +53,7 @@ def test_commands() -> None:
         (["build", "--method", ""], [*METHODS]),
         (["build", "--method", "s"], [name for name in METHODS if name.startswith("s")]),
         (["build", "--bits", ""], [*BITS]),
-        (["build", "--bits-for", "ff.*=w"], ["ff.*=w8a8", "ff.*=w4a8"]),
+        (["build", "--bits-for", "ff.*=w"], ["ff.*=w8a8", "ff.*=w7a8", "ff.*=w4a8"]),
         (["build", "--bits-for", "ff.ff.2="], [f"ff.ff.2={bits}" for bits in LAYER_BITS]),
         (["build", "--alpha", ""], ["auto"]),
         (["build", "--sqd-weights", ""], ["shared", "requantize", "grouped:"]),

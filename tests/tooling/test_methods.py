@@ -59,6 +59,10 @@ def combinations() -> dict[str, Recipe]:
         "memory": Recipe("sqt", "w4a8", w4="memory", group_size=64),
         "memory-channel": Recipe("sqt", "w4a8", w4="memory", group_size=0),
         "memory-svdquant-pair": Recipe("sqt", "w4a8", w4="memory", lora_rank=8, cfg_pair="difference"),
+        "sqs-w7a8": Recipe("sqs", "w7a8"),
+        "sqd-w7a8-svdquant": Recipe("sqd", "w7a8", lora_rank=8),
+        "sqt-w7a8-pair": Recipe("sqt", "w7a8", cfg_pair="difference"),
+        "mixed-w7a8": Recipe("sqs", bits_for=(("ff.*", "w7a8"),)),
         "mixed": Recipe("sqd", bits_for=(("ff.*", "w4a8"), ("*to_q", "float")), cfg_pair="difference"),
     }
 

@@ -47,6 +47,7 @@ def test_round_trip_and_axes() -> None:
         ({"method": "sqd", "sqd_weights": "grouped:x"}, "unknown sqd_weights"),
         ({"method": "sqd", "bits": "w4a8", "sqd_weights": "requantize"}, "requantize needs w8a8"),
         ({"method": "sqd", "bits_for": (("ff.*", "w4a8"),), "sqd_weights": "requantize"}, "requantize needs w8a8"),
+        ({"method": "sqd", "bits": "w7a8", "sqd_weights": "requantize"}, "it makes integers of 8 bits"),
         ({"lora_form": "residual"}, "give --lora-rank"),
         ({"lora_rank": -1}, "lora_rank -1 is outside 0..1024"),
         ({"smooth": False, "alpha": 0.5}, "there is no alpha"),
@@ -65,6 +66,25 @@ def test_options_that_cannot_go_together(options: dict, said: str) -> None:
     with pytest.raises(UserError) as caught:
         Recipe(**options)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fits"),
+    [
+        (Recipe(), False),
+        (Recipe(bits="w7a8"), True),
+        (Recipe("sqt", "w7a8", lora_rank=8, cfg_pair="difference"), True),
+        (Recipe(bits_for=(("*", "w7a8"),)), True),
+        (Recipe(bits_for=(("ff.*", "w7a8"),)), False),
+        (Recipe(bits="w7a8", exclude=("ff.*",)), True),
+        (Recipe(bits="w4a8"), False),  # groups are rounded to int8 once more
+        (Recipe(bits="w4a8", group_size=0), True),
+        (Recipe("sqt", bits="w4a8", w4="memory", group_size=0), False),  # the engine has its own kernel
+        (Recipe("sqd", sqd_weights="requantize"), False),
+    ],
+)
+def test_whose_sums_fit_16_bits(tiny: Path, recipe: Recipe, fits: bool) -> None:
+    assert recipe.int16_sums(recipe.chosen(Checkpoint.open(str(tiny)).linears)) is fits
 
 
 def test_axes_of_every_method() -> None:

@@ -24,6 +24,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, lacks: bool) -> None:
     [
         (["--backend", "openvino"], True, 1),
         (["--backend", "openvino", "--device", "CPU", "--method", "sqt", "--exclude", "ff.ff.2"], True, 1),
+        (["--backend", "openvino", "--bits", "w7a8", "--bits-for", "ff.ff.2=w8a8"], True, 1),
+        (["--backend", "openvino", "--bits", "w7a8"], True, 0),
+        (["--backend", "openvino", "--bits", "w4a8", "--group-size", "channel"], True, 0),
         (["--backend", "openvino"], False, 0),
         (["--backend", "openvino", "--method", "none"], True, 0),
         (["--backend", "onnxruntime"], True, 0),

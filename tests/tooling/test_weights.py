@@ -34,7 +34,7 @@ def quantized_linear(x: Float, x_scale: np.float32, weight: NDArray[np.int8], w_
 
 
 scales = st.floats(2.0**-10, 2.0**10, width=32).map(np.float32)
-bits = st.sampled_from([8, 4])
+bits = st.sampled_from([8, 7, 4])
 groups = st.sampled_from([0, 2, 3, 64])
 
 
@@ -48,7 +48,7 @@ def spread(weight: Weight, in_features: int) -> Float:
 def test_weight_round_trip_is_within_half_a_step(weight: Float, bits: Bits, group: int) -> None:
     quantized = quantize_weight(weight, bits, group)
     assert quantized.integers.dtype == np.int8 and quantized.scale.dtype == np.float32 and quantized.bits == bits
-    assert (quantized.scale > 0).all() and np.abs(quantized.integers.astype(int)).max() <= {8: 127, 4: 7}[bits]
+    assert (quantized.scale > 0).all() and np.abs(quantized.integers.astype(int)).max() <= {8: 127, 7: 63, 4: 7}[bits]
     step = spread(quantized, weight.shape[1])
     assert (np.abs(dequantize_weight(quantized) - weight) <= step * (0.5 + 1e-4)).all()
 
@@ -59,7 +59,7 @@ def test_every_group_uses_the_whole_range(weight: Float, bits: Bits, group: int)
     width = group_of(weight.shape[1], group)
     largest = np.abs(weight.reshape(-1, width)).max(axis=1)
     peak = np.abs(integers.reshape(-1, width)).max(axis=1)
-    assert (peak[largest > 1e-9] == {8: 127, 4: 7}[bits]).all()
+    assert (peak[largest > 1e-9] == {8: 127, 7: 63, 4: 7}[bits]).all()
     assert not peak[largest == 0].any()
 
 

@@ -32,7 +32,7 @@ Examples:
     shell_complete=bundles,
     help="Reference bundle (default: FP32 of the same checkpoint).",
 )
-@click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.9 for w8a8, 0.8 for w4a8).")
+@click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.9; w4a8: 0.8).")
 @click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
 @click.option("--steps", type=int, help="Sampling steps (default: the model's own, 100 or 8).")
 @click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own, 7 or 1).")

@@ -67,7 +67,7 @@ def recipe_options(function: F) -> F:
             "--recipe", "file", metavar="FILE", shell_complete=complete.files, help="Read all of it from a TOML file."
         ),
         one(what, "--method", "NAME", "sqs", "none, sqs, sqd or sqt.", shell_complete=complete.methods),
-        one(what, "--bits", "BITS", "w8a8", "w8a8 or w4a8.", shell_complete=complete.bits_names),
+        one(what, "--bits", "BITS", "w8a8", "w8a8, w7a8 or w4a8.", shell_complete=complete.bits_names),
         what("--include", multiple=True, metavar="GLOB", help="Quantize only these Linears (name or kind)."),
         what("--exclude", multiple=True, metavar="GLOB", help="Leave these Linears in float (name or kind)."),
         what(
@@ -76,7 +76,7 @@ def recipe_options(function: F) -> F:
             metavar="GLOB=BITS",
             type=BitsFor(),
             shell_complete=complete.bits_for,
-            help="These in w8a8, w4a8 or float.",
+            help="These in w8a8, w7a8, w4a8 or float.",
         ),
         one(what, "--decoder-bits", "16|32", 16, "Float type of decoder and text.", type=int),
         one(what, "--trunk", "TYPE", "auto", "Not quantized work: fp32, bf16, fp16.", shell_complete=complete.trunks),

@@ -85,7 +85,13 @@ def likeness(shape: Audio, others: Sequence[Audio]) -> float:
 
 # -------------------- real clips, behind the demo's decoder, in as many processes as there are cores
 
-_work: tuple[Ears, dict[str, list[Recording]], dict[str, np.ndarray], np.ndarray]
+Worker = tuple[Ears, dict[str, list[Recording]], dict[str, np.ndarray], np.ndarray]
+_work: Worker
+
+
+def worker() -> Worker:
+    """What a task of `in_processes` works with: ears, recordings by class, the decoder's buffers, mel filters."""
+    return _work
 
 
 def _start(recordings: list[Recording]) -> None:
@@ -94,9 +100,10 @@ def _start(recordings: list[Recording]) -> None:
     _work = Ears(), own, pretransform(), mel_filters()
 
 
-def _real(task: tuple[str, int]) -> Heard:
+def real(task: tuple[str, int]) -> Heard:
+    """A class (or NONE) and a number -> a real clip of it, augmented as the training's were and decoded."""
     label, index = task
-    ears, own, buffers, filters = _work
+    ears, own, buffers, filters = worker()
     rng = np.random.default_rng((20_000, index, (*CLASSES, NONE).index(label)))
     if label != NONE:
         return ears.hear(label, through_decoder(augment(label, own[label], rng)[0], buffers, filters))
@@ -105,11 +112,13 @@ def _real(task: tuple[str, int]) -> Heard:
     return ears.hear(label, resynthesize(random_latents(rng, len(buffers["scale"])), buffers))
 
 
-def _generated(path: Path) -> Heard:
-    return _work[0].hear(path.stem.rpartition("-")[0], read(path))
+def generated(path: Path) -> Heard:
+    """`<label>-<seed>.wav` as it is."""
+    return worker()[0].hear(path.stem.rpartition("-")[0], read(path))
 
 
-def _each(task: Callable, tasks: Sequence, recordings: list[Recording]) -> list[Heard]:
+def in_processes(task: Callable, tasks: Sequence, recordings: list[Recording]) -> list[Heard]:
+    """task of each of `tasks`, in their order; real ones are drawn from `recordings`."""
     with multiprocessing.get_context("spawn").Pool(initializer=_start, initargs=(recordings,)) as pool:
         return pool.map(task, tasks, chunksize=4)
 
@@ -220,17 +229,17 @@ def main() -> None:
     if not any(path.stem.startswith("dog-") for path in wavs):
         raise SystemExit(f"{args.wavs} has no dog-<seed>.wav; make its clips with clips --output {args.wavs}")
     recordings, held_out = load(args.assets), load_held_out(args.assets)
-    generated = _each(_generated, wavs, [])
+    made = in_processes(generated, wavs, [])
     sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
     foreign = [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
-    other = _each(_real, foreign, held_out)
+    other = in_processes(real, foreign, held_out)
     drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
-    real = _each(_real, drawn, recordings)
+    known = in_processes(real, drawn, recordings)
     clips = Clips(
-        real=[heard for heard, (_, index) in zip(real, drawn) if index < JUDGED],
-        unseen=[heard for heard, (_, index) in zip(real, drawn) if index >= JUDGED],
+        real=[heard for heard, (_, index) in zip(known, drawn) if index < JUDGED],
+        unseen=[heard for heard, (_, index) in zip(known, drawn) if index >= JUDGED],
         foreign=other,
-        generated=generated,
+        generated=made,
     )
     found = table(clips)
     print(found, end="")

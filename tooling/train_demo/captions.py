@@ -154,6 +154,16 @@ PAIRS = (
     *("{a}, {b}", "{a} as {b}", "{a} during {b}", "{a} with {b}", "{a} together with {b}", "{a} over {b}"),
     *("{a} and also {b}", "{a} mixed with {b}", "both {a} and {b}", "{a} amid {b}", "in {b}, {a}", "{a} plus {b}"),
 )
+_HEARD_PAIRS = (
+    "dog+rain cat+fire rooster+wind owl+wind frog+rain crow+waves bell+thunder siren+rain footsteps+rain "
+    "laughter+applause piano+rain guitar+fire horse+train cow+bird helicopter+waves door+wind drum+applause "
+    "violin+waves dog+cat guitar+drum cow+sheep siren+car telephone+footsteps duck+frog"
+)
+PAIR_PROMPTS = {
+    (first, second): PAIRS[0].format(a=PROMPTS[first], b=PROMPTS[second])
+    for first, _, second in (pair.partition("+") for pair in _HEARD_PAIRS.split())
+}
+"""Two classes at once, by their first wordings ("dog barking while rain falling"): what `mixtures` listens to."""
 PAIR_TEMPLATES = ("{}",) * 4 + ("sound of {}", "the sounds of {}", "a recording of {}")
 
 
