@@ -63,7 +63,7 @@ class Backend:
     graphs are written; the first is its default. keeps_blobs: compiling is slow enough to be cached. wants_vnni: on a
     CPU without it, see `saturates`. proof: the class that tells what a graph compiles to, where it is not the engine:
     it needs no device, and its module has `unbuildable`. engine_trunks: trunks that the engine, not the graph, makes.
-    int16_sums: its engine has faster int8 kernels for graphs all of whose sums of two products fit 16 bits.
+    int16_kernels: its engine has faster int8 kernels for graphs all of whose sums of two products fit 16 bits.
     """
 
     module: str
@@ -75,7 +75,7 @@ class Backend:
     wants_vnni: bool = False
     proof: str | None = None
     engine_trunks: tuple[str, ...] = ()
-    int16_sums: bool = False
+    int16_kernels: bool = False
 
     @property
     def dialect(self) -> Dialect:
@@ -126,7 +126,7 @@ BACKENDS = {
         ("onnxruntime",),
         "pip install onnxruntime (or onnxruntime-gpu for CUDA, never both)",
         {"fp32": Dialect("uint8")},
-        int16_sums=True,
+        int16_kernels=True,
     ),
     # A branch in the trunk's own type keeps its attention from being fused.
     "tensorrt": Backend(
@@ -203,16 +203,14 @@ def explain_auto(chosen: str) -> str:
 
 
 def precision_of(backend: str, facts: Mapping[str, Any], graph: str) -> str | None:
-    """What `open_engine` is told of the arithmetic of a bundle's graph, None: nothing. facts: its manifest, of which
-    `trunk` and `int16_sums` count.
+    """The `precision` of a bundle's graph, for `open_engine`. facts: `trunk` and `int16_sums`, as in its manifest.
 
-    A trunk that the engine makes, in the step graphs; `int16` where the backend adds int8 products in 16 bits on
-    request, and these suffice.
+    A trunk that the engine makes, in the step graphs; `int16` where the backend has such kernels and 16 bits suffice.
     """
     kind, trunk = BACKENDS[backend], facts.get("trunk")
     if trunk in kind.engine_trunks and graph.partition("-")[0] == "step":
         return trunk
-    return "int16" if kind.int16_sums and facts.get("int16_sums") else None
+    return "int16" if kind.int16_kernels and facts.get("int16_sums") else None
 
 
 def open_engine(
@@ -230,7 +228,8 @@ def open_engine(
     """Compile the ONNX file at `path` for fixed input `shapes`.
 
     digest: of the graph's bytes; given, the backend's compiled blob is kept in the home folder and used again.
-    threads: how many of a CPU's to use (default: the backend's choice). precision: see `precision_of`.
+    threads: how many of a CPU's to use (default: the backend's choice). precision: OpenVINO's, of what is not
+    quantized (`f32`, `bf16`); ONNX Runtime's, of sums of int8 products (`int32`, `int16`); see `precision_of`.
     plan, rebuild: see TensorRTPlan, which has them. profile: count what layers take, see `Layer`.
     """
     given = {"device": device, "threads": threads, "precision": precision, "options": plan, "profile": profile}

@@ -36,7 +36,7 @@ class ONNXRuntimeEngine:
 
     device: `cpu`, or `cuda` (which runs Q/DQ graphs in float: it has no int8 matrix product for them).
     precision: `int32`, of the sums of int8 products, or `int16` where two products always fit it: a CPU without VNNI
-    then uses its faster kernels.
+    then uses its faster kernels. exact: whether it was asked for the slower ones that never overflow.
     run(inputs) -> outputs, by name, numpy arrays. Inputs stay bound: a later `run` may give only those that changed.
     """
 
@@ -52,7 +52,7 @@ class ONNXRuntimeEngine:
         profile: bool = False,
     ):
         self._path, self._provider, self._threads = path, _provider(device), threads
-        self._exact = precision != "int16" and not has_vnni()
+        self.exact = precision != "int16" and not has_vnni()
         self._profile = tempfile.TemporaryDirectory() if profile else None
         self._session = self._open()
         if self._provider not in self._session.get_providers():
@@ -71,7 +71,7 @@ class ONNXRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for name, value in OPTIONS.items():
             options.add_session_config_entry(name, value)
-        if self._exact:  # slower kernels in the place of those that would overflow
+        if self.exact:  # slower kernels in the place of those that would overflow
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads

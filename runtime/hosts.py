@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from ..engines.errors import UserError
 
 BACKLOG = 2048  # as uvicorn has it
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def hostname(host: str) -> str | None:
@@ -18,6 +17,17 @@ def hostname(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
+
+
+def is_loopback_name(host: str) -> bool:
+    """Whether a Host header names the loopback: as localhost, or by an address, which no web page can make its own.
+
+    >>> from dit_trt.runtime.hosts import is_loopback_name
+    >>> [is_loopback_name(host) for host in ("localhost:8000", "127.0.0.2:8000", "[::1]", "127.0.0.1.evil.example")]
+    [True, True, True, False]
+    """
+    name = hostname(host) or ""
+    return name == "localhost" or _is_loopback_address(name)
 
 
 def is_foreign(origin: str, host: str) -> bool:
@@ -60,4 +70,11 @@ def _authority(host: str, port: int) -> str:
 
 def is_loopback(bound: socket.socket) -> bool:
     """Whether only this machine can reach it."""
-    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+    return _is_loopback_address(bound.getsockname()[0].partition("%")[0])
+
+
+def _is_loopback_address(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        return False

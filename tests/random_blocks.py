@@ -67,7 +67,7 @@ def prove_blocks(
             sizes["step_scales"] = sum(slot.width for slot in written.slots)
     shapes = graph_shapes(sizes, step_sigmas=bounds, context=2 if form.pair else context)
     asked = {name: shapes[name] for name in ("conditioning", *steps)}
-    return linears, prove(folder, "tensorrt", asked, linears, trunk, plan=plan)
+    return linears, prove(folder, "tensorrt", asked, linears, {"trunk": trunk}, plan=plan)
 
 
 class Weights:

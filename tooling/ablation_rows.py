@@ -44,6 +44,7 @@ class Row:
 _SVDQUANT = {"lora_rank": 32, "lora_form": "svdquant"}
 _RESIDUAL = {"lora_rank": 32, "lora_form": "residual"}
 _PAIR = {"cfg_pair": "difference"}
+_NARROW = {"bits": "w7a8"}
 _CHANNEL = {"bits": "w4a8", "group_size": 0, "alpha": 0.5}
 _GROUP = {"bits": "w4a8", "group_size": 64, "alpha": 0.5}
 _SEARCHED = {"alpha": "auto", "clip": True}
@@ -67,6 +68,9 @@ _RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     "w8a8-pair-sqd": ("W8A8 SQD shared, pair", {"method": "sqd", **_PAIR}),
     "w8a8-pair-sqt": ("W8A8 sqt, pair", {"method": "sqt", **_PAIR}),
     "w8a8-pair-sqt-svdquant": ("W8A8 sqt + rank 32, svdquant, pair", {"method": "sqt", **_PAIR, **_SVDQUANT}),
+    "w7a8-sqs": ("W7A8 SQS", {"method": "sqs", **_NARROW}),
+    "w7a8-sqt": ("W7A8 sqt", {"method": "sqt", **_NARROW}),
+    "w7a8-pair-sqt": ("W7A8 sqt, pair", {"method": "sqt", **_NARROW, **_PAIR}),
     "w4a8-sqs": ("W4A8 SQS", {"method": "sqs", **_CHANNEL}),
     "w4a8-sqd": ("W4A8 SQD shared", {"method": "sqd", **_CHANNEL}),
     "w4a8-sqd-residual": ("W4A8 SQD shared + rank 32, residual", {"method": "sqd", **_CHANNEL, **_RESIDUAL}),
@@ -106,6 +110,9 @@ _ON_ONNXRUNTIME = (
     "w8a8-pair-sqs",
     "w8a8-pair-sqt",
     "w8a8-pair-sqt-svdquant",
+    "w7a8-sqs",
+    "w7a8-sqt",
+    "w7a8-pair-sqt",
     "w4a8-pair-best",
 )
 

@@ -6,16 +6,19 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import BACKENDS, choose_trunk, open_proof, precision_of
 from ..engines.bundle import Bundle, bundles_folder, graph_digest, new_bundle
+from ..engines.cpu import lacks_vnni
 from ..engines.errors import UserError
 from ..engines.home import save_tensors
 from ..engines.manifest import write_manifest
@@ -111,12 +114,12 @@ def build_bundle(
         save_tensors(_scales(ranges), folder / "scales.safetensors")
         shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.json")
         say(f"compiling with {backend}, reading back its kernels")
-        narrow = bool(chosen) and recipe.int16_sums(chosen)
+        arithmetic = {"trunk": trunk, "int16_sums": recipe.int16_sums(chosen)}
         settings = Settings.of_objective(checkpoint.sizes.objective)
         batch = cfg_halves(settings.cfg_scale, recipe.cfg_pair == "difference")
         short = recipe.cfg_pair != "difference"  # which needs both halves of whatever a Linear reads
         shapes = graph_shapes(sizes, step_sigmas=written.step_sigmas, batch=batch, context=1 if short else batch)
-        proven = prove(folder, backend, shapes, chosen, trunk, device, plan_facts, say, narrow)
+        proven = prove(folder, backend, shapes, chosen, arithmetic, device, plan_facts, say)
         lost = proven.lost
         if lost and not allow_float:
             raise UserError(
@@ -128,13 +131,11 @@ def build_bundle(
                 f"{len(proven.unfused)} of {proven.attentions} attentions are not fused with {backend}: "
                 f"{', '.join(proven.unfused[:6])}; try another --trunk, or accept them with --allow-float-gemm"
             )
-        if len(lost) < len(chosen) and BACKENDS[backend].saturates(device) and not narrow:
-            say(
-                f"note: this CPU has no VNNI, so {backend} adds int8 products in 16 bits that saturate: "
-                "less exact than --bits w7a8, which always fits, or --backend onnxruntime"
-            )
+        if len(lost) < len(chosen):
+            for note in _notes(recipe, chosen, backend, device):
+                say(note)
         facts = _manifest(checkpoint, recipe, backend, device, chosen, lost, calibration)
-        facts |= {"trunk": trunk, "plan": plan_facts, "short_context": short, "int16_sums": narrow}
+        facts |= {**arithmetic, "plan": plan_facts, "short_context": short}
         if proven.attentions:
             facts |= {"attentions": proven.attentions, "fused_attentions": proven.attentions - len(proven.unfused)}
         if written.step_sigmas:
@@ -192,26 +193,27 @@ def prove(
     backend: str,
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
     chosen: Sequence[Linear],
-    trunk: str = "fp32",
+    facts: Mapping[str, Any] = MappingProxyType({"trunk": "fp32"}),
     device: str | None = None,
     plan: Mapping | None = None,
     say: Say = lambda message: None,
-    int16_sums: bool = False,
 ) -> Proven:
     """Compile all graphs as a run would, one at a time, and ask them. With several step graphs all of them count.
 
-    int16_sums: see `Recipe.int16_sums`.
+    facts: see `precision_of`.
     """
     kind, attentions = BACKENDS[backend], 0
     lost: set[str] = set()
     unfused: dict[str, None] = {}
     for graph, inputs in shapes.items():
         path, is_step = folder / f"{graph}.onnx", graph.partition("-")[0] == "step"
-        precision = precision_of(backend, {"trunk": trunk, "int16_sums": int16_sums}, graph)
+        precision = precision_of(backend, facts, graph)
         digest = graph_digest(path) if kind.proof else None  # where the run uses what the build compiled
         proof = open_proof(backend, path, inputs, device, digest, precision, plan or None, say)
         asked = [linear for linear in chosen if linear.graph == ("step" if is_step else graph)]
-        softmaxes = attention_names(path) if is_step and trunk != "fp32" and hasattr(proof, "fused_nodes") else {}
+        softmaxes = (
+            attention_names(path) if is_step and facts["trunk"] != "fp32" and hasattr(proof, "fused_nodes") else {}
+        )
         try:
             found = proof.int8_matmuls() if asked else set()
             fused = proof.fused_nodes() if softmaxes else set()  # type: ignore[attr-defined]
@@ -224,6 +226,26 @@ def prove(
         attentions = max(attentions, len(softmaxes))
         unfused |= {name: None for node, name in softmaxes.items() if node not in fused}
     return Proven([linear.name for linear in chosen if linear.name in lost], attentions, tuple(unfused))
+
+
+def _notes(recipe: Recipe, chosen: Sequence[Linear], backend: str, device: str | None) -> Iterator[str]:
+    """What a user should know of 16 bits in which this CPU adds int8 products, or does not."""
+    kind = BACKENDS[backend]
+    wide = [linear for linear in chosen if not recipe.fits_int16(linear)]
+    asked = any(recipe.bits_of(linear) == "w7a8" for linear in chosen)
+    saturates, has_others = kind.saturates(device), kind.int16_kernels and lacks_vnni()
+    if saturates and wide:
+        bits = {recipe.bits_of(linear) for linear in wide} - ({"w8a8"} if recipe.requantizes else set())
+        fits = {"w8a8": "w7a8", "w4a8": "--group-size channel"}
+        better = " with ".join(fits[each] for each in sorted(bits, reverse=True))
+        yield (
+            f"note: this CPU has no VNNI, so {backend} adds int8 products in 16 bits that saturate: "
+            f"less exact than {' or '.join(filter(None, [better, '--backend onnxruntime']))}"
+        )
+    if asked and wide and has_others:
+        yield f"note: {len(wide)} of {len(chosen)} Linears need more than w7a8, so {backend} takes its slower kernels"
+    if asked and not saturates and not has_others:
+        yield "note: w7a8 gains nothing here, where int8 products are added in 32 bits: w8a8 is more exact"
 
 
 def _fix(recipe: Recipe, chosen: Sequence[Linear], lost: Sequence[str], saturates: bool) -> str:

@@ -137,14 +137,12 @@ class Recipe:
             yield "without smoothing there is no alpha; leave one of the two out"
         if not four and (idle := changed & {"w4", "group_size", "rounding"}):
             yield f"{', '.join(sorted(idle))} belong to 4-bit weights (bits w4a8)"
-        if four and self.requantizes:
-            yield "sqd_weights requantize needs w8a8: four bits have lost what a step would restore"
-        if "w7a8" in (self.bits, *(bits for _, bits in self.bits_for)) and self.requantizes:
-            yield "sqd_weights requantize needs w8a8: it makes integers of 8 bits at every step"
+        if self.requantizes and not {self.bits, *(bits for _, bits in self.bits_for)} <= {"w8a8", "float"}:
+            yield "sqd_weights requantize needs w8a8: fewer bits have lost what a step would restore"
         if self.w4 == "memory" and four and self.method != "sqt":
             yield "w4 memory lets the engine quantize every token by itself: that is method sqt"
         if self.clip and self.method == "sqt" and not four:
-            yield "clip has nothing to do: sqt takes every token's own range, and 8-bit weights gain nothing"
+            yield "clip has nothing to do: sqt takes every token's own range, and weights of 8 or 7 bits gain nothing"
         if self.requantizes and self.clip:
             yield "clip is not for sqd_weights requantize, whose ranges follow its own smoothing"
         if self.requantizes and not self.smooth:
@@ -184,7 +182,7 @@ class Recipe:
         return self.alpha == "auto" or self.clip or self.rounding == "gptq"
 
     def bits_of(self, linear: Linear) -> str:
-        """w8a8, w4a8, or fp32 for a Linear that is left alone."""
+        """w8a8, w7a8, w4a8, or fp32 for a Linear that is left alone."""
         included = any(_matches(linear, pattern) for pattern in self.include)
         if self.method == "none" or not included or any(_matches(linear, pattern) for pattern in self.exclude):
             return "fp32"
@@ -193,13 +191,15 @@ class Recipe:
         return "fp32" if bits == "float" else bits
 
     def int16_sums(self, chosen: Iterable[Linear]) -> bool:
-        """Whether the sum of any two products of these Linears fits 16 bits: no integer of a weight is beyond 64.
+        """Whether there are any, and the sum of two products of each fits 16 bits."""
+        chosen = list(chosen)
+        return bool(chosen) and all(self.fits_int16(linear) for linear in chosen)
+
+    def fits_int16(self, linear: Linear) -> bool:
+        """Whether no integer of its weight is beyond 64: 2 x 255 x 64 < 2^15.
 
         Those of 4 bits are as small where one scale an output channel leaves them as they are.
         """
-        return not self.requantizes and all(self._fits_int16(linear) for linear in chosen)
-
-    def _fits_int16(self, linear: Linear) -> bool:
         bits, one_scale = self.bits_of(linear), gcd(linear.in_features, self.group_size) == linear.in_features
         return bits == "w7a8" or (bits == "w4a8" and self.w4 == "expanded" and one_scale)
 

@@ -48,7 +48,7 @@ def open_bundle(question: Mapping) -> tuple[Step, dict]:
     pipeline = Pipeline.open(question["bundle"])
     backend, precision = pipeline.bundle.backend, question["precision"]
     if precision is not None and backend != "openvino":
-        raise UserError(f"{backend} has no choice of precision; leave out :{precision}")
+        raise UserError(f"{backend} has no choice of what the rest is computed in; leave out :{precision}")
     if precision == "bf16" and not _has_bf16():
         raise UserError("this CPU does not multiply bf16; leave out :bf16")
     settings = pipeline.settings(steps=question["steps"], cfg_scale=7.0)

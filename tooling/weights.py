@@ -18,11 +18,7 @@ QMAX = LARGEST[8]
 TINY = np.float32(1e-12)
 _CACHED = 1 << 16  # weights whose scales are searched at a time: they stay in the processor's cache
 # What a scale is multiplied by when it is clipped: 4-bit weights gain from much smaller scales, 8-bit ones hardly.
-SHRINK: dict[WeightBits, NDArray[np.float64]] = {
-    8: np.linspace(1, 0.8, 21),
-    7: np.linspace(1, 0.8, 21),
-    4: np.linspace(1, 0.5, 26),
-}
+SHRINK, SHRINK_4 = np.linspace(1, 0.8, 21), np.linspace(1, 0.5, 26)
 
 
 def group_of(in_features: int, group: int) -> int:
@@ -62,7 +58,7 @@ def clipped_scale(
     """
     full = weight_scale(weight, bits, group)
     moment = _grouped(np.asarray(second_moment, np.float32)[None], group)
-    tried = SHRINK[bits] if factors is None else tuple(factors)
+    tried = (SHRINK_4 if bits == 4 else SHRINK) if factors is None else tuple(factors)
     best = np.empty_like(full)
     step = max(1, _CACHED // weight.shape[1])
     for rows in (slice(start, start + step) for start in range(0, len(weight), step)):

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..hosts import LOOPBACK, hostname
+from ..hosts import is_loopback_name
 from .fields import MAX_BODY
 from .metrics import Metrics
 from .problems import Problem
@@ -66,7 +66,7 @@ class Gate:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._token is None:
             host = headers.get(b"host", b"").decode("latin-1")
-            if hostname(host) not in LOOPBACK:
+            if not is_loopback_name(host):
                 return Problem(400, "without a token only 127.0.0.1 and localhost are served; start with --token-file")
         elif scope["path"] != OPEN:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

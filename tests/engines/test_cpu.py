@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from hardware import CPU_BACKENDS, product, saturates, saturating
 from int4_graphs import DELTA, NAME, write_linear
@@ -121,6 +120,8 @@ def test_the_largest_integers_of_7_bits_are_added_exactly_on_every_cpu(tmp_path:
     x, w = np.full((8, 64), 127), np.full((64, 64), sign * LARGEST[7])
     found = engines_product(tmp_path, backend, x, w, precision)
     np.testing.assert_allclose(found, sign * 64 * 127 * LARGEST[7], rtol=1e-6)
+    assert 2 * 255 * LARGEST[7] < 2**15
+    assert np.array_equal(saturating(x, w), x @ w.T)
 
 
 @pytest.mark.parametrize(
@@ -141,23 +142,3 @@ def test_what_an_engine_is_told_of_its_arithmetic(
     backend: str, facts: dict[str, object], graph: str, expected: str | None
 ) -> None:
     assert precision_of(backend, facts, graph) == expected
-
-
-@pytest.mark.parametrize(
-    ("vnni", "precision", "exact"), [(False, None, True), (False, "int16", False), (True, None, False)]
-)
-def test_onnxruntime_is_asked_for_exact_kernels_only_where_others_may_err(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool, precision: str | None, exact: bool
-) -> None:
-    asked: list[str] = []
-
-    class Options(onnxruntime.SessionOptions):
-        def add_session_config_entry(self, name: str, value: str) -> None:
-            asked.append(name)
-            super().add_session_config_entry(name, value)
-
-    monkeypatch.setattr("dit_trt.engines.onnxruntime.has_vnni", lambda: vnni)
-    monkeypatch.setattr("onnxruntime.SessionOptions", Options)
-    x, w = np.ones((2, 64)), np.ones((64, 64))
-    engines_product(tmp_path, "onnxruntime", x, w, precision)
-    assert ("session.x64quantprecision" in asked) is exact

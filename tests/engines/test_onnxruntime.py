@@ -171,8 +171,11 @@ def test_shapes_for_another_graph_are_refused(floats):
         ONNXRuntimeEngine(floats.path("step.onnx"), shapes_of(floats, "decoder"))
 
 
-@pytest.mark.parametrize(("vnni", "exact"), [(True, "0"), (False, "1")])
-def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, monkeypatch, vnni, exact):
+@pytest.mark.parametrize(
+    ("vnni", "precision", "exact"),
+    [(True, "int32", "0"), (False, "int32", "1"), (True, "int16", "0"), (False, "int16", "0")],
+)
+def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, monkeypatch, vnni, precision, exact):
     seen = {}
 
     class Options(onnxruntime.SessionOptions):
@@ -180,10 +183,9 @@ def test_without_vnni_kernels_that_cannot_overflow_are_taken(floats, monkeypatch
             seen[name] = value
             super().add_session_config_entry(name, value)
 
-    engine = opened(floats, "text")
     monkeypatch.setattr(backend, "has_vnni", lambda: vnni)
     monkeypatch.setattr(backend.ort, "SessionOptions", Options)
-    engine._open()
+    ONNXRuntimeEngine(floats.path("text.onnx"), shapes_of(floats, "text"), precision=precision)
     assert seen.get("session.x64quantprecision", "0") == exact
 
 

@@ -180,7 +180,7 @@ def proven(
     copy = damaged_copy(bundle, folder, damage)
     shapes = {graph: graph_shapes(bundle.manifest["sizes"])[graph] for graph in ("conditioning", "step")}
     shapes["step"] = {**shapes["step"], **inputs}
-    return prove(copy, "tensorrt", shapes, checkpoint.linears, "fp16")
+    return prove(copy, "tensorrt", shapes, checkpoint.linears, {"trunk": "fp16"})
 
 
 @builds

@@ -11,6 +11,7 @@ import soundfile
 from commands import QUICK_CALIBRATION, error_of, files_in, invoke, one_object
 from processes import dit_trt
 
+from dit_trt.calib_data.reader import heldout_prompts
 from dit_trt.engines.bundle import Bundle, bundles_folder, list_bundles
 from dit_trt.engines.manifest import MANIFEST, write_manifest
 from dit_trt.tooling.cli import COMMANDS
@@ -231,6 +232,19 @@ def test_a_bundle_is_no_different_from_itself(tiny_float, tiny_sqs, against):
     assert value["worst_step_cosine"] == pytest.approx(1, abs=1e-6)
     assert value["mean_relative_error"] == pytest.approx(0, abs=1e-6)
     assert value["final_latent_snr_db"] > 100
+
+
+def test_a_diff_of_prompts_of_ones_own(tiny_sqs, tiny_float, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("# three\na dog barks\nrain\nthunder\n", "utf-8")
+    options = ("--against", tiny_float.folder, "--steps", "3", "--min-cosine", "-1", "--json")
+    ours = one_object(invoke("diff", tiny_sqs.folder, *options, "--num-prompts", "2").stdout)
+    assert ours["prompts"] == heldout_prompts()[:2]
+    found = one_object(invoke("diff", tiny_sqs.folder, *options, "--prompts", mine).stdout)
+    assert found["prompts"] == ["a dog barks", "rain", "thunder"]
+    assert found["mean_relative_error"] != ours["mean_relative_error"]
+    fewer = one_object(invoke("diff", tiny_sqs.folder, *options, "--prompts", mine, "--num-prompts", "1").stdout)
+    assert fewer["prompts"] == ["a dog barks"] and fewer["mean_relative_error"] != found["mean_relative_error"]
 
 
 def test_diff_against_another_model_is_refused(tiny_sqs, tmp_path):

@@ -95,6 +95,8 @@ RECIPES = {
     "pair, static": Recipe(cfg_pair="difference"),
     "pair, step": Recipe("sqd", cfg_pair="difference"),
     "pair, token": Recipe("sqt", cfg_pair="difference"),
+    "7 bits": Recipe(bits="w7a8"),
+    "7 bits, mixed": Recipe("sqt", bits_for=(("ff.ff.2", "w7a8"), ("cross_attn.*", "w4a8"))),
     "4 bits": Recipe(bits="w4a8"),
     "4 bits, a channel": Recipe(bits="w4a8", group_size=0),
     "4 bits, step": Recipe("sqd", bits="w4a8", group_size=16),

@@ -47,7 +47,7 @@ def test_round_trip_and_axes() -> None:
         ({"method": "sqd", "sqd_weights": "grouped:x"}, "unknown sqd_weights"),
         ({"method": "sqd", "bits": "w4a8", "sqd_weights": "requantize"}, "requantize needs w8a8"),
         ({"method": "sqd", "bits_for": (("ff.*", "w4a8"),), "sqd_weights": "requantize"}, "requantize needs w8a8"),
-        ({"method": "sqd", "bits": "w7a8", "sqd_weights": "requantize"}, "it makes integers of 8 bits"),
+        ({"method": "sqd", "bits": "w7a8", "sqd_weights": "requantize"}, "requantize needs w8a8"),
         ({"lora_form": "residual"}, "give --lora-rank"),
         ({"lora_rank": -1}, "lora_rank -1 is outside 0..1024"),
         ({"smooth": False, "alpha": 0.5}, "there is no alpha"),

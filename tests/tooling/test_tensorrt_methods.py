@@ -27,6 +27,7 @@ RECIPES = {
     "sqd-rank": Recipe("sqd", lora_rank=8),
     "sqt": Recipe("sqt"),
     "sqt-pair": Recipe("sqt", cfg_pair="difference"),
+    "w7a8": Recipe("sqs", "w7a8"),
     "w4a8": Recipe("sqs", "w4a8"),
     "w4a8-group-32": Recipe("sqd", "w4a8", group_size=32),
     "w4a8-channel": Recipe("sqt", "w4a8", group_size=0),

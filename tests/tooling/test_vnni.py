@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 from commands import QUICK_CALIBRATION, error_of, invoke
 
+from dit_trt.engines.bundle import Bundle
+from dit_trt.engines.onnxruntime import ONNXRuntimeEngine
+from dit_trt.runtime.pipeline import Pipeline
+from dit_trt.tooling.timed_steps import open_step_engine
+
 NOTE = "note: this CPU has no VNNI, so openvino adds int8 products in 16 bits that saturate: "
 
 
@@ -16,30 +21,77 @@ def build(tiny: Path, tiny_table_file: Path, tmp_path: Path) -> tuple[object, ..
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, lacks: bool) -> None:
-    monkeypatch.setattr("dit_trt.engines.base.lacks_vnni", lambda: lacks)
+    for module in ("engines.base", "tooling.build"):
+        monkeypatch.setattr(f"dit_trt.{module}.lacks_vnni", lambda: lacks)
+    monkeypatch.setattr("dit_trt.engines.onnxruntime.has_vnni", lambda: not lacks)
 
 
 @pytest.mark.parametrize(
-    ("words", "lacks", "notes"),
+    ("words", "lacks", "fix"),
     [
-        (["--backend", "openvino"], True, 1),
-        (["--backend", "openvino", "--device", "CPU", "--method", "sqt", "--exclude", "ff.ff.2"], True, 1),
-        (["--backend", "openvino", "--bits", "w7a8", "--bits-for", "ff.ff.2=w8a8"], True, 1),
-        (["--backend", "openvino", "--bits", "w7a8"], True, 0),
-        (["--backend", "openvino", "--bits", "w4a8", "--group-size", "channel"], True, 0),
-        (["--backend", "openvino"], False, 0),
-        (["--backend", "openvino", "--method", "none"], True, 0),
-        (["--backend", "onnxruntime"], True, 0),
+        ("openvino", True, "w7a8 or --backend onnxruntime"),
+        ("openvino --device CPU --method sqt --exclude ff.ff.2", True, "w7a8 or --backend onnxruntime"),
+        ("openvino --bits w7a8 --bits-for ff.ff.2=w8a8", True, "w7a8 or --backend onnxruntime"),
+        ("openvino --method sqd --sqd-weights requantize", True, "--backend onnxruntime"),
+        ("openvino --bits w4a8", True, "--group-size channel or --backend onnxruntime"),
+        (
+            "openvino --bits w4a8 --bits-for ff.ff.2=w8a8",
+            True,
+            "w7a8 with --group-size channel or --backend onnxruntime",
+        ),
+        ("openvino --bits w7a8", True, None),
+        ("openvino --bits w4a8 --group-size channel", True, None),
+        ("openvino", False, None),
+        ("openvino --method none", True, None),
+        ("onnxruntime", True, None),
     ],
 )
 def test_the_note_is_said_once_where_int8_saturates(
-    build: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, words: list[str], lacks: bool, notes: int
+    build: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, words: str, lacks: bool, fix: str | None
 ) -> None:
     pretend(monkeypatch, lacks)
-    result = invoke(*build, *words)
+    result = invoke(*build, "--backend", *words.split())
     said = [line for line in result.stderr.splitlines() if "VNNI" in line]
-    assert [line.startswith(NOTE) for line in said] == [True] * notes
+    assert said == ([] if fix is None else [f"{NOTE}less exact than {fix}"])
     assert "VNNI" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "lacks", "note"),
+    [
+        ("onnxruntime --bits w7a8", True, None),
+        (
+            "onnxruntime --bits w7a8 --bits-for ff.ff.2=w8a8",
+            True,
+            "note: 2 of 14 Linears need more than w7a8, so onnxruntime takes its slower kernels",
+        ),
+        (
+            "openvino --bits w7a8",
+            False,
+            "note: w7a8 gains nothing here, where int8 products are added in 32 bits: w8a8 is more exact",
+        ),
+    ],
+)
+def test_what_is_said_of_w7a8_that_does_not_pay(
+    build: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, words: str, lacks: bool, note: str | None
+) -> None:
+    pretend(monkeypatch, lacks)
+    result = invoke(*build, "--backend", *words.split())
+    assert [line for line in result.stderr.splitlines() if line.startswith("note")] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(("bits", "fits"), [("w8a8", False), ("w7a8", True)])
+def test_a_bundle_tells_its_engine_that_16_bits_suffice(
+    build: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: str, fits: bool
+) -> None:
+    pretend(monkeypatch, True)
+    invoke(*build, "--backend", "onnxruntime", "--bits", bits)
+    pipeline = Pipeline(Bundle(tmp_path / "out"))
+    assert pipeline.bundle.manifest["int16_sums"] is fits
+    conditioning = pipeline.condition("dog barking", pipeline.settings(), 0.7)
+    [timed] = open_step_engine(pipeline, conditioning, threads=1).engines
+    for engine in (pipeline.engine("step"), pipeline.engine("conditioning", 8), timed):
+        assert isinstance(engine, ONNXRuntimeEngine) and engine.exact is not fits
 
 
 MEMORY = ("--backend", "openvino", "--method", "sqt", "--bits", "w4a8", "--w4", "memory")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from dit_trt.exporters.quantized import Weight
+from dit_trt.exporters.quantized import Weight, WeightBits
 from dit_trt.tooling.weights import (
     dequantize,
     dequantize_weight,
@@ -22,7 +20,6 @@ from dit_trt.tooling.weights import (
 )
 
 Float = NDArray[np.float32]
-Bits = Literal[8, 4]
 finite = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=finite)
 
@@ -45,7 +42,7 @@ def spread(weight: Weight, in_features: int) -> Float:
 
 
 @given(matrices, bits, groups)
-def test_weight_round_trip_is_within_half_a_step(weight: Float, bits: Bits, group: int) -> None:
+def test_weight_round_trip_is_within_half_a_step(weight: Float, bits: WeightBits, group: int) -> None:
     quantized = quantize_weight(weight, bits, group)
     assert quantized.integers.dtype == np.int8 and quantized.scale.dtype == np.float32 and quantized.bits == bits
     assert (quantized.scale > 0).all() and np.abs(quantized.integers.astype(int)).max() <= {8: 127, 7: 63, 4: 7}[bits]
@@ -54,7 +51,7 @@ def test_weight_round_trip_is_within_half_a_step(weight: Float, bits: Bits, grou
 
 
 @given(matrices, bits, groups)
-def test_every_group_uses_the_whole_range(weight: Float, bits: Bits, group: int) -> None:
+def test_every_group_uses_the_whole_range(weight: Float, bits: WeightBits, group: int) -> None:
     integers = quantize_weight(weight, bits, group).integers.astype(int)
     width = group_of(weight.shape[1], group)
     largest = np.abs(weight.reshape(-1, width)).max(axis=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import UsageError, dit_command, progress, say, tell, usage
-from .completion import bundles
+from .completion import bundles, files
 
 if TYPE_CHECKING:
     from ...engines.bundle import Bundle
@@ -19,6 +19,7 @@ EPILOG = """\b
 Examples:
   dit-trt diff                                the newest quantized bundle
   dit-trt diff BUNDLE --against OTHER         any two bundles of one model
+  dit-trt diff --prompts mine.txt             on prompts of yours
   dit-trt diff --simulate                     method's loss, or engine's?
   dit-trt diff --min-cosine 0.98 --json
 """
@@ -33,7 +34,8 @@ Examples:
     help="Reference bundle (default: FP32 of the same checkpoint).",
 )
 @click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.9; w4a8: 0.8).")
-@click.option("--num-prompts", default=4, show_default=True, help="How many held-out prompts to compare on.")
+@click.option("--prompts", "file", metavar="FILE", shell_complete=files, help="Your own, one a line (default: ours).")
+@click.option("--num-prompts", type=int, help="How many of them, the first (default: 4 of ours, all of yours).")
 @click.option("--steps", type=int, help="Sampling steps (default: the model's own, 100 or 8).")
 @click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own, 7 or 1).")
 @click.option(
@@ -46,7 +48,8 @@ def command(
     bundle: str | None,
     against: str | None,
     min_cosine: float | None,
-    num_prompts: int,
+    file: str | None,
+    num_prompts: int | None,
     steps: int | None,
     cfg: float | None,
     simulate: bool,
@@ -56,9 +59,9 @@ def command(
     Both engines get the same inputs, recorded from the FP32 trajectory; Polygraphy compares the velocities. Exit code
     1 when the worst step's mean cosine is under the bar.
     """
-    from ...calib_data.reader import heldout_prompts
+    from ...calib_data.reader import heldout_prompts, read_prompts
     from ...engines.bundle import find_bundle
-    from ...engines.home import home
+    from ...engines.home import expanded, home
     from ...runtime.pipeline import Pipeline
     from ...runtime.settings import Settings
 
@@ -66,7 +69,9 @@ def command(
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with usage():
         Settings(**chosen)
-    prompts = heldout_prompts()
+    prompts = heldout_prompts() if file is None else read_prompts(expanded(file))
+    if num_prompts is None:
+        num_prompts = 4 if file is None else len(prompts)
     if not 1 <= num_prompts <= len(prompts):
         raise UsageError(f"--num-prompts {num_prompts} is outside 1..{len(prompts)}")
     if min_cosine is not None and not -1 <= min_cosine <= 1:
@@ -120,6 +125,7 @@ def command(
         "mean_relative_error": float(result.relative_error.mean()),
         "final_latent_snr_db": float(result.snr_db.mean()),
         "min_cosine": bar,
+        "prompts": prompts[:num_prompts],
         "bundle": str(found.folder),
         "reference": str(reference.folder),
     }

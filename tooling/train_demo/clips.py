@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--dogs", type=int, default=0, help="of dogs at least so many")
     parser.add_argument("--pairs", action="store_true", help="two sounds at once")
     args = parser.parse_args()
+    if args.pairs and args.dogs:
+        parser.error("--dogs has nothing to do with --pairs")
     prompts = {"+".join(pair): prompt for pair, prompt in PAIR_PROMPTS.items()} if args.pairs else PROMPTS
     pipeline = Pipeline.open(args.bundle)
     for label, prompt in prompts.items():

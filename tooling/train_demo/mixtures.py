@@ -3,10 +3,10 @@
     python -m dit_trt.tooling.train_demo.clips --output wavs --pairs --seeds 4
     python -m dit_trt.tooling.train_demo.mixtures --assets assets --wavs wavs --output mixtures.md
 
-A judge has a logistic regression a class, trained on real clips of one sound and real mixtures of two (as the training
-made them, behind the demo's decoder): is it heard? It hears both when its two likeliest classes are the pair. Beside
-generated clips it hears other real mixtures of the same pairs, and, where it should not hear both, real clips of their
-first sound alone.
+A judge has a logistic regression a class, trained on real clips of one sound and real mixtures of two (made as the
+training's were, behind the demo's decoder): is it heard? It hears both when its two likeliest classes are the pair: a
+forced choice, so beside generated clips it hears other real mixtures of the same pairs (other draws of the recordings
+that trained it), and, where it should not hear both, real clips of either sound alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .acceptance import JUDGED, JUDGES, UNSEEN, Heard, generated, in_processes, 
 from .captions import PAIR_PROMPTS
 from .corpus import CLASSES, load
 from .decoded import NONE, through_decoder
-from .pool import BACKGROUNDS, augment_pair
+from .pool import augment_pair, other_than
 
 MIXTURES, OF_A_PAIR = 1024, 4  # real ones: that train the judges; of each pair that test them
 
@@ -37,17 +37,20 @@ def pair_of(label: str) -> tuple[str, ...]:
 
 
 def mixture(task: tuple[str, int]) -> Heard:
-    """`dog+rain`, or `` for a random pair, and a number -> a real mixture, made as the training's were and decoded."""
+    """`dog+rain` and a number -> a real mixture, made as the training's were and decoded."""
     label, index = task
     ears, own, buffers, filters = worker()
-    rng = np.random.default_rng((30_000 + bool(label), index))
-    if not label:
-        first = str(rng.choice(CLASSES))
-        others = BACKGROUNDS if rng.random() < 0.7 else CLASSES
-        label = f"{first}+{rng.choice([other for other in others if other != first])}"
+    rng = np.random.default_rng((30_000, index))
     first, second = pair_of(label)
     clip = augment_pair((first, second), (own[first], own[second]), rng)[0]
     return ears.hear(label, through_decoder(clip, buffers, filters))
+
+
+def random_pairs(count: int) -> list[str]:
+    """Of any first sound, and of a second as the training drew it."""
+    rng = np.random.default_rng(40_000)
+    firsts = [str(first) for first in rng.choice(CLASSES, count)]
+    return [f"{first}+{other_than(first, rng)}" for first in firsts]
 
 
 class Judge:
@@ -79,25 +82,24 @@ def table(
     def share(found: Sequence[NDArray[np.int64]]) -> str:
         return " | ".join(f"{(each == 2).mean():.0%}, {(each >= 1).mean():.0%}" for each in found)
 
-    first = [(clip, pair) for pair in pairs for clip in alone[pair[0]]]
+    controls = [[(clip, pair) for pair in pairs for clip in alone[pair[side]]] for side in (0, 1)]
     lines = [f"| both heard, at least one | {' | '.join(JUDGES)} |", "|---" * (1 + len(JUDGES)) + "|"]
-    for what, clips, of in (
-        (f"generated mixtures ({len(made)})", made, [pair_of(clip.label) for clip in made]),
-        (f"real mixtures of the same pairs ({len(others)})", others, [pair_of(clip.label) for clip in others]),
-        (f"real clips of the first alone ({len(first)})", [clip for clip, _ in first], [pair for _, pair in first]),
+    for what, heard in (
+        ("generated mixtures", [(clip, pair_of(clip.label)) for clip in made]),
+        ("real mixtures of the same pairs", [(clip, pair_of(clip.label)) for clip in others]),
+        ("real clips of the first alone", controls[0]),
+        ("real clips of the second alone", controls[1]),
     ):
-        lines.append(f"| {what} | {share(counts(clips, of))} |")
-    lines += [
-        "",
-        f"| both heard | {' | '.join(f'{name}, real' for name in JUDGES)} |",
-        "|---" * (1 + len(JUDGES)) + "|",
-    ]
+        lines.append(f"| {what} ({len(heard)}) | {share(counts(*zip(*heard)))} |")
+    heads = ["both heard", *(f"{name}: generated, real, either alone" for name in JUDGES)]
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for pair in pairs:
-        cells = []
-        for judge in judges:
-            here, there = ([clip for clip in clips if pair_of(clip.label) == pair] for clips in (made, others))
-            both, of_real = (int((judge.heard(clips, [pair] * len(clips)) == 2).sum()) for clips in (here, there))
-            cells.append(f"{both} of {len(here)}, {of_real} of {len(there)}")
+        here = [[clip for clip in clips if pair_of(clip.label) == pair] for clips in (made, others)]
+        here.append([clip for name in pair for clip in alone[name]])
+        cells = [
+            ", ".join(f"{(judge.heard(clips, [pair] * len(clips)) == 2).sum()} of {len(clips)}" for clips in here)
+            for judge in judges
+        ]
         lines.append(f"| {' and '.join(pair)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -108,23 +110,26 @@ def main() -> None:
     parser.add_argument("--wavs", type=Path, required=True, help="<class>+<class>-<seed>.wav")
     parser.add_argument("--output", type=Path, help="write the tables to this file, too")
     args = parser.parse_args()
-    wavs = [path for path in sorted(args.wavs.glob("*+*-*.wav")) if path.stem.count("+") == 1]
+    wavs = [
+        path for path in sorted(args.wavs.glob("*+*-*.wav")) if pair_of(path.stem.rpartition("-")[0]) in PAIR_PROMPTS
+    ]
     if not wavs:
         raise SystemExit(f"{args.wavs} has no mixtures; make them with clips --pairs --output {args.wavs}")
     recordings = load(args.assets)
     made = in_processes(generated, wavs, [])
     drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
     singles = in_processes(real, drawn, recordings)
-    random_pairs = in_processes(mixture, [("", index) for index in range(MIXTURES)], recordings)
-    labels = ["+".join(pair) for pair in PAIR_PROMPTS]
-    tasks = [(label, OF_A_PAIR * number + index) for number, label in enumerate(labels) for index in range(OF_A_PAIR)]
-    others = in_processes(mixture, tasks, recordings)
-    known = [clip for clip, (_, index) in zip(singles, drawn) if index < JUDGED] + random_pairs
+    trained = [(label, index) for index, label in enumerate(random_pairs(MIXTURES))]
+    labels = dict.fromkeys(clip.label for clip in made)
+    tested = [(label, index) for label in labels for index in range(OF_A_PAIR)]
+    tasks = [*trained, *((label, MIXTURES + index) for index, (label, _) in enumerate(tested))]
+    mixtures = in_processes(mixture, tasks, recordings)
+    known = [clip for clip, (_, index) in zip(singles, drawn) if index < JUDGED] + mixtures[:MIXTURES]
     alone = {
         label: [clip for clip, (_, index) in zip(singles, drawn) if clip.label == label and index >= JUDGED]
         for label in CLASSES
     }
-    found = table(known, made, others, alone)
+    found = table(known, made, mixtures[MIXTURES:], alone)
     print(found, end="")
     if args.output:
         args.output.write_text(found, "utf-8")

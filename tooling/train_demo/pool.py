@@ -255,6 +255,12 @@ def augment_pair(
     return finish(first / loudness(first) + np.float32(level / loudness(second)) * second, rng), seconds
 
 
+def other_than(label: str, rng: np.random.Generator) -> str:
+    """The second sound of a pair: a background more often than not."""
+    others = BACKGROUNDS if rng.random() < 0.7 else CLASSES
+    return str(rng.choice([each for each in others if each != label]))
+
+
 class Clips:
     """The clip of an index: the same in whatever process it is made."""
 
@@ -275,8 +281,7 @@ class Clips:
         if rng.random() >= PAIR_SHARE:
             clip, seconds = augment(label, self.own[label], rng)
         else:
-            others = BACKGROUNDS if rng.random() < 0.7 else CLASSES
-            other = str(rng.choice([each for each in others if each != label]))
+            other = other_than(label, rng)
             second = CLASSES.index(other)
             clip, seconds = augment_pair((label, other), (self.own[label], self.own[other]), rng)
         return clip, first, second, seconds
