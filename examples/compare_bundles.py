@@ -11,7 +11,7 @@ import sys
 import dit_trt
 
 PROMPTS = ["a hound bays in the distance", "heavy rain on a tin roof"]
-ALPHAS = (0.5, 0.95)  # the paper's, and this model's best
+ALPHAS = (0.5, 0.95)  # the paper's, and the default
 
 
 def main(steps: int = 20) -> None:

@@ -238,9 +238,10 @@ def _notes(recipe: Recipe, chosen: Sequence[Linear], backend: str, device: str |
         bits = {recipe.bits_of(linear) for linear in wide} - ({"w8a8"} if recipe.requantizes else set())
         fits = {"w8a8": "w7a8", "w4a8": "--group-size channel"}
         better = " with ".join(fits[each] for each in sorted(bits, reverse=True))
+        does_not = f"--backend onnxruntime does not{better and f', nor does {better}'}"
         yield (
             f"note: this CPU has no VNNI, so {backend} adds int8 products in 16 bits that saturate: "
-            f"less exact than {' or '.join(filter(None, [better, '--backend onnxruntime']))}"
+            f"{does_not} (dit-trt diff tells what it costs)"
         )
     if asked and wide and has_others:
         yield f"note: {len(wide)} of {len(chosen)} Linears need more than w7a8, so {backend} takes its slower kernels"

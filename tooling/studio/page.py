@@ -24,7 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from gradio.themes import Default
 
 from ...engines.errors import UserError, last_line
-from ...runtime.hosts import hostname, is_foreign, is_loopback, is_loopback_name
+from ...runtime.hosts import is_foreign, is_loopback, is_loopback_name
 from . import shown
 from .running import Stopped, reports
 from .takes import Comparison, Progress, Studio, Take
@@ -43,15 +43,15 @@ class _Guard:
     other names of this machine.
     """
 
-    def __init__(self, app: Any, own: str | None):
-        """own: the name that it was given to listen at, where that is of the loopback; None: it has any name."""
-        self._app, self._own = app, own
+    def __init__(self, app: Any, local: bool):
+        """local: it listens on the loopback, and has no other name."""
+        self._app, self._local = app, local
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             host, origin = headers.get(b"host", ""), headers.get(b"origin")
-            if self._own is not None and not is_loopback_name(host) and hostname(host) != self._own:
+            if self._local and not is_loopback_name(host):
                 await _refuse(send, 400, b"another host's name")
                 return
             if origin is not None and is_foreign(origin, host):
@@ -101,7 +101,7 @@ def serve(listening: socket.socket, bundle: str | None, device: str | None, read
             css=(HERE / "studio.css").read_text("utf-8"),
             head=f"<script>{(HERE / 'studio.js').read_text('utf-8')}</script>",
         )
-        guard = _Guard(app, host if is_loopback(listening) else None)
+        guard = _Guard(app, is_loopback(listening))
         server = uvicorn.Server(uvicorn.Config(guard, log_level="error", timeout_graceful_shutdown=1))
         ready(studio)
         try:
