@@ -1,11 +1,13 @@
 """Reading and choosing calibration prompts."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dit_trt.calib_data import reader
 from dit_trt.calib_data.reader import (
     Caption,
     ablation_prompts,
@@ -16,6 +18,7 @@ from dit_trt.calib_data.reader import (
     read_prompts,
 )
 from dit_trt.engines.errors import UserError
+from dit_trt.tooling.train_demo.corpus import CLASSES
 
 SOUNDS = (
     *("dog", "cat", "cow", "rooster", "duck", "owl", "frog", "sheep", "pig", "horse", "rain", "thunder"),
@@ -152,9 +155,12 @@ def test_the_ablations_prompts_are_held_out():
     def normalised(prompts):
         return {" ".join(re.findall(r"\w+", prompt.lower())) for prompt in prompts}
 
-    prompts = ablation_prompts()
-    assert len(normalised(prompts)) == len(prompts) >= 16
-    assert normalised(prompts).isdisjoint(normalised(default_prompts()) | normalised(heldout_prompts()))
+    seen = normalised(default_prompts()) | normalised(heldout_prompts())
+    others = read_prompts(Path(reader.__file__).with_name("other-sounds.txt"))
+    for prompts, count in ((ablation_prompts(), 16), (others, 18)):
+        assert len(normalised(prompts)) == len(prompts) == count
+        assert normalised(prompts).isdisjoint(seen)
+    assert len(CLASSES) == 16 + 18
 
 
 def test_captions_have_ids(tmp_path):
