@@ -102,10 +102,17 @@ print(measure([sys.executable, "-c", inner]).peak_rss)
 
 def test_own_memory_grows_by_what_is_allocated():
     gc.collect()  # what other tests left could go between the two
-    before = memory_of()
-    block = np.ones(20 * MEGA)
-    now = memory_of()
-    assert now.rss_anon - before.rss_anon == pytest.approx(block.nbytes, rel=0.1)
+    grown = []
+    for _ in range(5):  # the system may take cold pages back between the two as well
+        before = memory_of()
+        block = np.ones(20 * MEGA)
+        now = memory_of()
+        grown.append(now.rss_anon - before.rss_anon)
+        if grown[-1] == pytest.approx(block.nbytes, rel=0.1):
+            break
+        del block
+    else:
+        pytest.fail(f"it grew by {grown}")
     assert now.peak_rss >= now.rss_anon + now.rss_file > before.rss_anon
     assert memory_of(2**22 + 1) is None  # above the largest process id
 
