@@ -105,7 +105,15 @@ class Backend:
 
         device: of the backend (default: its CPU).
         """
-        return self.wants_vnni and lacks_vnni() and (device or "CPU").upper().startswith("CPU")
+        return self.wants_vnni and self.gains_from_int16(device)
+
+    def gains_from_int16(self, device: str | None = None) -> bool:
+        """Whether, on this CPU, sums of int8 products that fit 16 bits are added more exactly, or faster, than others.
+
+        device: as for `saturates`.
+        """
+        on_cpu = (device or "CPU").upper().startswith("CPU")
+        return (self.wants_vnni or self.int16_kernels) and on_cpu and lacks_vnni()
 
 
 # In the order of `auto`.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from ..engines.base import BACKENDS, choose_trunk, open_proof, precision_of
 from ..engines.bundle import Bundle, bundles_folder, graph_digest, new_bundle
-from ..engines.cpu import lacks_vnni
 from ..engines.errors import UserError
 from ..engines.home import save_tensors
 from ..engines.manifest import write_manifest
@@ -230,10 +229,9 @@ def prove(
 
 def _notes(recipe: Recipe, chosen: Sequence[Linear], backend: str, device: str | None) -> Iterator[str]:
     """What a user should know of 16 bits in which this CPU adds int8 products, or does not."""
-    kind = BACKENDS[backend]
+    saturates, gains = BACKENDS[backend].saturates(device), BACKENDS[backend].gains_from_int16(device)
     wide = [linear for linear in chosen if not recipe.fits_int16(linear)]
     asked = any(recipe.bits_of(linear) == "w7a8" for linear in chosen)
-    saturates, has_others = kind.saturates(device), kind.int16_kernels and lacks_vnni()
     if saturates and wide:
         bits = {recipe.bits_of(linear) for linear in wide} - ({"w8a8"} if recipe.requantizes else set())
         fits = {"w8a8": "w7a8", "w4a8": "--group-size channel"}
@@ -243,9 +241,9 @@ def _notes(recipe: Recipe, chosen: Sequence[Linear], backend: str, device: str |
             f"note: this CPU has no VNNI, so {backend} adds int8 products in 16 bits that saturate: "
             f"{does_not} (dit-trt diff tells what it costs)"
         )
-    if asked and wide and has_others:
+    if asked and wide and gains and not saturates:
         yield f"note: {len(wide)} of {len(chosen)} Linears need more than w7a8, so {backend} takes its slower kernels"
-    if asked and not saturates and not has_others:
+    if asked and not gains:
         yield "note: w7a8 gains nothing here, where int8 products are added in 32 bits: w8a8 is more exact"
 
 

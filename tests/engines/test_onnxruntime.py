@@ -15,7 +15,7 @@ from graphs import (
     random_inputs,
     shapes_of,
 )
-from hardware import exact_int8
+from hardware import CPU_BACKENDS, exact_int8
 
 from dit_trt.engines import onnxruntime as backend
 from dit_trt.engines.bundle import Bundle
@@ -141,6 +141,14 @@ def test_int8_velocities_equal_openvinos(sqs, tiny_sqs, tiny_float):
     exact_int8("openvino")
     inputs = random_inputs(sqs, "step")
     found, other, exact = (Pipeline(b).engine("step").run(inputs)["velocity"] for b in (sqs, tiny_sqs, tiny_float))
+    assert relative(found, other) < 0.1 * relative(other, exact)
+
+
+def test_velocities_of_7_bits_equal_openvinos_on_any_cpu(tiny, tiny_table_file, tiny_float, tmp_path):
+    checkpoint, recipe = Checkpoint.open(str(tiny)), Recipe("sqs", "w7a8")
+    bundles = [build_bundle(checkpoint, recipe, b, tmp_path / b, tiny_table_file).bundle for b in CPU_BACKENDS]
+    inputs = random_inputs(bundles[0], "step")
+    found, other, exact = (Pipeline(b).engine("step").run(inputs)["velocity"] for b in (*bundles, tiny_float))
     assert relative(found, other) < 0.1 * relative(other, exact)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,18 @@ SETTINGS = Settings(steps=4, cfg_scale=3.0)
 SQS = Recipe("sqs", decoder_bits=32)  # the simulation's float weights are the checkpoint's own
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w7a8"])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_sound_engine_loses_next_to_nothing(
-    tiny: Path, tiny_table_file: Path, tiny_float: Bundle, tmp_path: Path, backend: str
+    tiny: Path, tiny_table_file: Path, tiny_float: Bundle, tmp_path: Path, backend: str, bits: str
 ) -> None:
     checkpoint = Checkpoint.open(str(tiny))
-    bundle = build_bundle(checkpoint, SQS, backend, tmp_path / "sqs", tiny_table_file).bundle
+    bundle = build_bundle(checkpoint, replace(SQS, bits=bits), backend, tmp_path / "sqs", tiny_table_file).bundle
     loss = engine_loss(bundle, tiny_float, checkpoint, ["dog barking", "rain"], SETTINGS)
     assert loss.method_cosine.shape == loss.engine_error.shape == (2, 4)
     assert 0 < loss.method_error.mean() < 0.5
-    exact_int8(backend)
+    if bits == "w8a8":
+        exact_int8(backend)
     assert loss.engine_error.mean() < 0.2 * loss.method_error.mean()
 
 

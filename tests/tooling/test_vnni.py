@@ -21,8 +21,7 @@ def build(tiny: Path, tiny_table_file: Path, tmp_path: Path) -> tuple[object, ..
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, lacks: bool) -> None:
-    for module in ("engines.base", "tooling.build"):
-        monkeypatch.setattr(f"dit_trt.{module}.lacks_vnni", lambda: lacks)
+    monkeypatch.setattr("dit_trt.engines.base.lacks_vnni", lambda: lacks)
     monkeypatch.setattr("dit_trt.engines.onnxruntime.has_vnni", lambda: not lacks)
 
 

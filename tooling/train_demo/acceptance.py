@@ -123,7 +123,20 @@ def in_processes(task: Callable, tasks: Sequence, recordings: list[Recording]) -
         return pool.map(task, tasks, chunksize=4)
 
 
+def real_clips(recordings: list[Recording]) -> tuple[list[Heard], list[Heard]]:
+    """Of every class and of none: JUDGED that judges are trained on, UNSEEN other draws of the same recordings."""
+    drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
+    heard = list(zip(in_processes(real, drawn, recordings), drawn))
+    judged = [clip for clip, (_, index) in heard if index < JUDGED]
+    return judged, [clip for clip, (_, index) in heard if index >= JUDGED]
+
+
 # -------------------- the table
+
+
+def regression() -> LogisticRegression:
+    """Every judge's, behind standardised features."""
+    return LogisticRegression(C=0.1, max_iter=2000)
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
     known = {each.label for each in clips.foreign}
     text: dict[str, list[str]] = {label: [] for label in labels}
     for index, name in enumerate(JUDGES):
-        judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        judge = make_pipeline(StandardScaler(), regression())
         judge.fit([each.features[index] for each in clips.real], [each.label for each in clips.real])
 
         def right(heard: Sequence[Heard], judge: object = judge, index: int = index) -> NDArray[np.bool_]:
@@ -219,12 +232,23 @@ def table(clips: Clips) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, names: str) -> argparse.Namespace:
+    """assets, wavs and output; names: of the files in wavs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="what corpus downloaded")
-    parser.add_argument("--wavs", type=Path, required=True, help="<class>-<seed>.wav")
+    parser.add_argument("--wavs", type=Path, required=True, help=names)
     parser.add_argument("--output", type=Path, help="write the tables to this file, too")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def show(text: str, output: Path | None) -> None:
+    print(text, end="")
+    if output:
+        output.write_text(text, "utf-8")
+
+
+def main() -> None:
+    args = arguments(__doc__, "<class>-<seed>.wav")
     wavs = [path for path in sorted(args.wavs.glob("*-*.wav")) if path.stem.rpartition("-")[0] in CLASSES]
     if not any(path.stem.startswith("dog-") for path in wavs):
         raise SystemExit(f"{args.wavs} has no dog-<seed>.wav; make its clips with clips --output {args.wavs}")
@@ -233,18 +257,8 @@ def main() -> None:
     sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
     foreign = [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
     other = in_processes(real, foreign, held_out)
-    drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
-    known = in_processes(real, drawn, recordings)
-    clips = Clips(
-        real=[heard for heard, (_, index) in zip(known, drawn) if index < JUDGED],
-        unseen=[heard for heard, (_, index) in zip(known, drawn) if index >= JUDGED],
-        foreign=other,
-        generated=made,
-    )
-    found = table(clips)
-    print(found, end="")
-    if args.output:
-        args.output.write_text(found, "utf-8")
+    known, unseen = real_clips(recordings)
+    show(table(Clips(real=known, unseen=unseen, foreign=other, generated=made)), args.output)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,15 @@ that trained it), and, where it should not hear both, real clips of either sound
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .acceptance import JUDGED, JUDGES, UNSEEN, Heard, generated, in_processes, real, worker
+from .acceptance import JUDGES, Heard, arguments, generated, in_processes, real_clips, regression, show, worker
 from .captions import PAIR_PROMPTS
 from .corpus import CLASSES, load
 from .decoded import NONE, through_decoder
@@ -58,8 +55,7 @@ class Judge:
 
     def __init__(self, index: int, clips: Sequence[Heard]):
         self._index, self._classes = index, np.array(CLASSES)
-        regression = OneVsRestClassifier(LogisticRegression(C=0.1, max_iter=2000))
-        self._model = make_pipeline(StandardScaler(), regression)
+        self._model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression()))
         there = [[name in pair_of(clip.label) for name in CLASSES] for clip in clips]
         self._model.fit([clip.features[index] for clip in clips], np.array(there, int))
 
@@ -105,11 +101,7 @@ def table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, required=True, help="what corpus downloaded")
-    parser.add_argument("--wavs", type=Path, required=True, help="<class>+<class>-<seed>.wav")
-    parser.add_argument("--output", type=Path, help="write the tables to this file, too")
-    args = parser.parse_args()
+    args = arguments(__doc__, "<class>+<class>-<seed>.wav")
     wavs = [
         path for path in sorted(args.wavs.glob("*+*-*.wav")) if pair_of(path.stem.rpartition("-")[0]) in PAIR_PROMPTS
     ]
@@ -117,22 +109,14 @@ def main() -> None:
         raise SystemExit(f"{args.wavs} has no mixtures; make them with clips --pairs --output {args.wavs}")
     recordings = load(args.assets)
     made = in_processes(generated, wavs, [])
-    drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
-    singles = in_processes(real, drawn, recordings)
+    known, unseen = real_clips(recordings)
     trained = [(label, index) for index, label in enumerate(random_pairs(MIXTURES))]
     labels = dict.fromkeys(clip.label for clip in made)
     tested = [(label, index) for label in labels for index in range(OF_A_PAIR)]
     tasks = [*trained, *((label, MIXTURES + index) for index, (label, _) in enumerate(tested))]
     mixtures = in_processes(mixture, tasks, recordings)
-    known = [clip for clip, (_, index) in zip(singles, drawn) if index < JUDGED] + mixtures[:MIXTURES]
-    alone = {
-        label: [clip for clip, (_, index) in zip(singles, drawn) if clip.label == label and index >= JUDGED]
-        for label in CLASSES
-    }
-    found = table(known, made, mixtures[MIXTURES:], alone)
-    print(found, end="")
-    if args.output:
-        args.output.write_text(found, "utf-8")
+    alone = {label: [clip for clip in unseen if clip.label == label] for label in CLASSES}
+    show(table([*known, *mixtures[:MIXTURES]], made, mixtures[MIXTURES:], alone), args.output)
 
 
 if __name__ == "__main__":

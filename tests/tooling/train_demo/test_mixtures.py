@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 
 from dit_trt.tooling.train_demo.acceptance import Heard
-from dit_trt.tooling.train_demo.captions import PAIR_PROMPTS, WORDINGS, pair_caption
+from dit_trt.tooling.train_demo.captions import PAIR_PROMPTS
 from dit_trt.tooling.train_demo.corpus import CLASSES
 from dit_trt.tooling.train_demo.decoded import NONE
 from dit_trt.tooling.train_demo.mixtures import pair_of, random_pairs, table
@@ -60,10 +58,4 @@ def test_a_clip_that_lacks_a_sound_is_counted(sounds: tuple[str, ...], least_one
 def test_the_prompts_are_plain_and_of_known_classes():
     assert PAIR_PROMPTS["dog", "rain"] == "dog barking while rain falling"
     assert all(first in CLASSES and second in CLASSES and first != second for first, second in PAIR_PROMPTS)
-    assert {(first, second) for first, second in map(pair_of, random_pairs(50)) if first == second} == set()
-
-
-def test_a_pair_s_caption_names_both():
-    for seed in range(20):
-        text = pair_caption("dog", "rain", random.Random(seed))
-        assert any(word in text for word in WORDINGS["dog"]) and any(word in text for word in WORDINGS["rain"])
+    assert all(first != second for first, second in map(pair_of, random_pairs(50)))
