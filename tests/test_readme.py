@@ -1,6 +1,8 @@
 """README.md keeps its word: every command line in it is run, here or by `.ci/run`, which takes it from its text."""
 
+import argparse
 import contextlib
+import importlib
 import re
 import shlex
 
@@ -131,8 +133,29 @@ def test_the_table_of_commands_names_options_that_exist():
         assert named - known == set(), name
 
 
+class Asked(Exception):
+    """A module's argparse parser, about to parse."""
+
+
+def options_of(name):
+    """What a module's command line takes, of its own parser: click's (with its subcommands) or argparse's."""
+    module = importlib.import_module(f"dit_trt.{name}")
+    if commands := [each for each in vars(module).values() if isinstance(each, click.Command)]:
+        for group in [each for each in commands if isinstance(each, click.Group)]:
+            commands += group.commands.values()
+        return {option for command in commands for parameter in command.params for option in parameter.opts}
+
+    def ask(parser, *args, **kwargs):
+        raise Asked(parser)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Asked) as asked:
+        patch.setattr(argparse.ArgumentParser, "parse_args", ask)
+        module.main()
+    return set(asked.value.args[0]._option_string_actions)
+
+
 def test_modules_of_the_pages_take_the_options_shown():
-    """`python -m dit_trt...` lines: the module is there, and each option is a word of its source."""
+    """`python -m dit_trt...` lines."""
     seen = 0
     for page in PAGES:
         if page.suffix == ".py":
@@ -140,11 +163,10 @@ def test_modules_of_the_pages_take_the_options_shown():
         text = page.read_text("utf-8")
         for line in (*readme.commands(text), *readme.spans(text)):
             for module, rest in re.findall(r"python -m dit_trt\.([\w.]+)([^&]*)", line):
-                source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text("utf-8")
-                for option in re.findall(r"--[a-z0-9-]+", rest):
-                    assert f'"{option}"' in source, f"{page.name}: {module} has no {option}"
+                shown = set(re.findall(r"--[a-z0-9][a-z0-9-]*", rest.partition(" -- ")[0]))
+                assert shown <= options_of(module), f"{page.name}: {line}"
                 seen += 1
-    assert seen
+    assert seen > 10
 
 
 def test_the_examples_named_are_there():

@@ -5,6 +5,8 @@ python -m dit_trt.tooling.train_demo.ship_table
 
 from __future__ import annotations
 
+import argparse
+
 from ...engines.base import choose_backend
 from ...exporters.checkpoint import Checkpoint
 from ...exporters.model_files import DEMO
@@ -14,6 +16,7 @@ from ..workflow import CalibrationOptions, reference_bundle
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     checkpoint = Checkpoint.open("demo")
     reference = reference_bundle(checkpoint, choose_backend("auto"), print)
     slim_table(calibrate(checkpoint, reference, CalibrationOptions().plan(checkpoint)), DEMO / SHIPPED)
