@@ -121,9 +121,11 @@ def compare(
     inputs_folder: Path | None = None,
     bar: float = MIN_COSINE["w8a8"],
     on_call: Callable[[int], object] = lambda done: None,
+    negative_prompt: str | None = None,
 ) -> Difference:
     """Compare `bundle` with `reference` on `prompts`; on_call counts the calls, `calls_a_step` a prompt and step.
 
+    negative_prompt: of every prompt.
     inputs_folder: where to keep the first prompt's inputs of the worst step, for the plain `polygraphy run` commands
     of the result, which pass when their cosine reaches `bar`.
     Raises UserError when the two are not of one model.
@@ -135,7 +137,8 @@ def compare(
     ours, theirs = Pipeline(bundle.verify()), Pipeline(reference)
     seconds = theirs.check_seconds(None)
     conditionings = {
-        pipeline: [pipeline.condition(prompt, settings, seconds) for prompt in prompts] for pipeline in (ours, theirs)
+        pipeline: [pipeline.condition(prompt, settings, seconds, negative_prompt) for prompt in prompts]
+        for pipeline in (ours, theirs)
     }
     feeds = [
         feed

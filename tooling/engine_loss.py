@@ -42,9 +42,11 @@ def engine_loss(
     prompts: Sequence[str],
     settings: Settings,
     done: Callable[[int], object] = lambda calls: None,
+    negative_prompt: str | None = None,
 ) -> EngineLoss:
     """Quantize the bundle's recipe again, simulate it, and compare; done(calls) counts 3 calls a prompt and step.
 
+    negative_prompt: of every prompt.
     Raises UserError when the calibration table that the bundle was built with is no longer here.
     """
     recipe = bundle_recipe(bundle)
@@ -57,8 +59,11 @@ def engine_loss(
     seconds = exact.check_seconds(None)
     for index, prompt in enumerate(prompts):
         one = replace(settings, seed=settings.seed + index)
-        xs, velocities = trajectory(exact, exact.condition(prompt, one, seconds), one)
-        forced = [Forced(p, p.condition(prompt, one, seconds), settings.cfg_scale) for p in (simulation, engine)]
+        of_exact, *of_forced = (
+            pipeline.condition(prompt, one, seconds, negative_prompt) for pipeline in (exact, simulation, engine)
+        )
+        xs, velocities = trajectory(exact, of_exact, one)
+        forced = [Forced(p, c, settings.cfg_scale) for p, c in zip((simulation, engine), of_forced)]
         for step, (x, expected) in enumerate(zip(xs, velocities)):
             simulated, found = (velocity(x, step) for velocity in forced)
             cosine[index, step], error[index, step] = compare_velocities(expected, simulated)

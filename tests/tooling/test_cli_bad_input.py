@@ -179,6 +179,7 @@ def test_a_missing_prompt_is_a_usage_error():
         (["--num-prompts", "0"], "--num-prompts 0 is outside 1.."),
         (["--steps", "0"], "steps 0 is outside 1..1000"),
         (["--cfg", "-1"], "cfg -1.0 is outside 0..100"),
+        (["--negative-prompt", "\udcff"], "is not UTF-8 text"),
     ],
 )
 def test_bad_diff_values_are_usage_errors(tiny_sqs, arguments, said):

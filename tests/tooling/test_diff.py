@@ -49,13 +49,14 @@ def test_a_bundle_equals_itself(tiny_float: Bundle) -> None:
     assert calls == list(range(1, 5 * 7 * 2 + 1))
 
 
-def test_numbers_equal_a_plain_loop(tiny_float: Bundle, tiny_sqs: Bundle) -> None:
+@pytest.mark.parametrize("negative", [None, "wind"])
+def test_numbers_equal_a_plain_loop(tiny_float: Bundle, tiny_sqs: Bundle, negative: str | None) -> None:
     """Teacher forcing by hand: the reference's inputs through both engines, cosine and error by their formulas."""
-    result = compare(tiny_sqs, tiny_float, PROMPTS, SETTINGS)
+    result = compare(tiny_sqs, tiny_float, PROMPTS, SETTINGS, negative_prompt=negative)
     theirs, ours = Pipeline(tiny_float), Pipeline(tiny_sqs)
     for index, prompt in enumerate(PROMPTS):
         settings = Settings(steps=7, seed=1000 + index)
-        theirs_c, ours_c = (p.condition(prompt, settings, theirs.max_seconds) for p in (theirs, ours))
+        theirs_c, ours_c = (p.condition(prompt, settings, theirs.max_seconds, negative) for p in (theirs, ours))
         seen: list[tuple[NDArray, NDArray]] = []
 
         def observe(step: int, inputs, outputs, seen=seen) -> None:  # type: ignore[no-untyped-def]
@@ -117,9 +118,12 @@ def polygraphy(commands: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *second[1:]], check=False, capture_output=True, text=True)
 
 
-def test_printed_polygraphy_commands_repeat_the_verdict(tiny_float: Bundle, tiny_sqs: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("negative", [None, "wind"])
+def test_printed_polygraphy_commands_repeat_the_verdict(
+    tiny_float: Bundle, tiny_sqs: Bundle, tmp_path: Path, negative: str | None
+) -> None:
     """ONNX Runtime agrees with the engine about the guided cosine, and passes or fails by the same bar."""
-    result = compare(tiny_sqs, tiny_float, PROMPTS[:1], SETTINGS, tmp_path / "in puts", 0.0)
+    result = compare(tiny_sqs, tiny_float, PROMPTS[:1], SETTINGS, tmp_path / "in puts", 0.0, negative_prompt=negative)
     good = polygraphy(result.polygraphy_commands)
     assert good.returncode == 0 and "PASSED" in good.stdout
     said = float(re.search(r"guided velocities: ([0-9.]+)", good.stdout)[1])  # type: ignore[index]

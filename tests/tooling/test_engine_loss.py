@@ -65,6 +65,11 @@ def test_on_the_command_line(tiny: Path, tiny_sqs: Bundle, tiny_table_file: Path
     found = one_object(invoke(*arguments, "--json").stdout)
     assert found["simulated_worst_step_cosine"] == pytest.approx(found["worst_step_cosine"], abs=0.02)
     assert 0 <= found["engine_to_simulation_mean_relative_error"] < found["simulated_mean_relative_error"]
+    wind = one_object(invoke(*arguments, "--negative-prompt", "wind", "--json").stdout)
+    assert wind["negative_prompt"] == "wind"
+    for name in ("worst_step_cosine", "simulated_worst_step_cosine"):
+        assert wind[name] != found[name]
+    assert wind["simulated_worst_step_cosine"] == pytest.approx(wind["worst_step_cosine"], abs=0.02)
     both = ("diff", tiny_sqs.folder, "--simulate", "--against", tiny_sqs.folder)
     assert "leave out --against" in error_of(*both, code=2)
 

@@ -20,6 +20,7 @@ Examples:
   dit-trt diff                                the newest quantized bundle
   dit-trt diff BUNDLE --against OTHER         any two bundles of one model
   dit-trt diff --prompts mine.txt             on prompts of yours
+  dit-trt diff --negative-prompt rain         as runs that have one
   dit-trt diff --simulate                     method's loss, or engine's?
   dit-trt diff --min-cosine 0.98 --json
 """
@@ -36,6 +37,7 @@ Examples:
 @click.option("--min-cosine", type=float, help="Bar for worst_step_cosine (default: 0.9; w4a8: 0.8).")
 @click.option("--prompts", "file", metavar="FILE", shell_complete=files, help="Your own, one a line (default: ours).")
 @click.option("--num-prompts", type=int, help="How many of them, the first (default: 4 of ours, all of yours).")
+@click.option("--negative-prompt", metavar="TEXT", help="Of every prompt: what it should not sound like.")
 @click.option("--steps", type=int, help="Sampling steps (default: the model's own, 100 or 8).")
 @click.option("--cfg", type=float, help="Classifier-free guidance scale (default: the model's own, 7 or 1).")
 @click.option(
@@ -50,6 +52,7 @@ def command(
     min_cosine: float | None,
     file: str | None,
     num_prompts: int | None,
+    negative_prompt: str | None,
     steps: int | None,
     cfg: float | None,
     simulate: bool,
@@ -63,12 +66,12 @@ def command(
     from ...engines.bundle import find_bundle
     from ...engines.home import expanded, home
     from ...runtime.pipeline import Pipeline
-    from ...runtime.settings import Settings
+    from ...runtime.settings import Settings, check_clips
 
     given = {"steps": steps, "cfg_scale": cfg}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with usage():
-        Settings(**chosen)
+        check_clips((), Settings(**chosen), negative_prompt=negative_prompt)
     prompts = heldout_prompts() if file is None else read_prompts(expanded(file))
     if num_prompts is None:
         num_prompts = 4 if file is None else len(prompts)
@@ -81,6 +84,8 @@ def command(
     found = find_bundle(bundle, quantized=True)
     settings = Pipeline(found).settings(**chosen)
     steps = settings.steps
+    if negative_prompt is not None and settings.cfg_scale == 1:
+        say("note: without guidance (cfg 1) the negative prompt does not count; give --cfg")
 
     from ..diff import calls_a_step, compare
     from ..fidelity import deterministic_sampler
@@ -100,7 +105,7 @@ def command(
     folder = home() / "diff" / found.folder.name
     say(f"comparing {found.folder.name} with {reference.folder.name}")
     with progress("comparing", calls_a_step(found) * num_prompts * steps) as done:
-        result = compare(found, reference, prompts[:num_prompts], settings, folder, bar, done)
+        result = compare(found, reference, prompts[:num_prompts], settings, folder, bar, done, negative_prompt)
     _print(result, deterministic_sampler(settings))
     by_polygraphy = result.trt_runner_worst_step_cosine
     passed = result.worst_step_cosine >= bar and (by_polygraphy is None or by_polygraphy >= bar)
@@ -114,7 +119,9 @@ def command(
     for line in result.polygraphy_commands:
         tell("  " + line)
     error = float(result.relative_error.mean())
-    simulated = _simulated(found, reference, checkpoint, prompts[:num_prompts], settings, error) if simulate else {}
+    simulated = {}
+    if simulate:
+        simulated = _simulated(found, reference, checkpoint, prompts[:num_prompts], settings, negative_prompt, error)
     return {
         **simulated,
         **({"trt_runner_worst_step_cosine": by_polygraphy} if found.backend == "tensorrt" else {}),
@@ -126,6 +133,7 @@ def command(
         "final_latent_snr_db": float(result.snr_db.mean()),
         "min_cosine": bar,
         "prompts": prompts[:num_prompts],
+        "negative_prompt": negative_prompt,
         "bundle": str(found.folder),
         "reference": str(reference.folder),
     }
@@ -137,12 +145,13 @@ def _simulated(
     checkpoint: Checkpoint,
     prompts: list[str],
     settings: Settings,
+    negative_prompt: str | None,
     engine_error: float,
 ) -> dict[str, float]:
     from ..engine_loss import engine_loss
 
     with progress("simulating", 3 * len(prompts) * settings.steps) as done:
-        loss = engine_loss(bundle, reference, checkpoint, prompts, settings, done)
+        loss = engine_loss(bundle, reference, checkpoint, prompts, settings, done, negative_prompt)
     worst, method, engine = loss.method_cosine.mean(axis=0).min(), loss.method_error.mean(), loss.engine_error.mean()
     tell(f"simulated: worst_step_cosine {worst:.4f}, mean relative error {method:.4f}, which is the method's own")
     tell(f"the engine's is {engine_error:.4f}: {engine_error - method:+.4f} is its own loss")
