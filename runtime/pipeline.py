@@ -248,7 +248,10 @@ class Pipeline(OpenBundle):
         generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
         def noise(step: int) -> Float:
-            return np.stack([rng.standard_normal(shape, np.float32) for rng in generators])
+            drawn = np.empty((len(generators), *shape), np.float32)
+            for rng, own in zip(generators, drawn):
+                rng.standard_normal(dtype=np.float32, out=own)
+            return drawn
 
         guided = GuidedDenoiser(engine, conditioning, settings.cfg_scale, settings.objective, observe)
 
