@@ -15,7 +15,9 @@ import argparse
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,7 @@ from .features import CLIP, SAMPLE_RATE, log_mel, mel_filters
 from .pool import augment
 
 Audio = NDArray[np.float32]
+Made = TypeVar("Made")
 JUDGED, UNSEEN, PER_SOURCE = 32, 8, 4  # real clips of a class: that train the judges, that test them; of a source
 DOG_BAR, OTHERS_BAR, NAMED_BAR, DOGS_BAR = 0.5, 0.05, 0.7, 0.75
 JUDGES = ("log-mel statistics", "BirdNET's embedding")
@@ -68,56 +71,89 @@ class Ears:
         audio = audio / max(float(np.abs(audio).max()), 1e-4)
         embedding = self._embedding.embed(audio[None], SAMPLE_RATE).mean(axis=0)
         dog = self._events.event_scores(audio[None], SAMPLE_RATE)["Dog"]
-        mel = log_mel(audio, self._filters)
-        mel = mel.reshape(len(mel), BANDS, -1).mean(axis=2)
-        shape = mel - mel.mean()
-        return Heard(label, (mel_statistics(audio, self._filters), embedding), dog, shape / np.linalg.norm(shape))
+        features = mel_statistics(audio, self._filters), embedding
+        return Heard(label, features, dog, shape_of(audio, self._filters))
+
+
+def shape_of(audio: Audio, filters: Audio) -> Audio:
+    """audio [samples], of any level -> the log-mel spectrogram of its first CLIP, [frames, BANDS], mean 0, norm 1."""
+    audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
+    mel = log_mel(audio / max(float(np.abs(audio).max()), 1e-4), filters)
+    mel = mel.reshape(len(mel), BANDS, -1).mean(axis=2)
+    shape = mel - mel.mean()
+    return shape / np.linalg.norm(shape)
 
 
 def likeness(shape: Audio, others: Sequence[Audio]) -> float:
     """The highest correlation of two log-mel spectrograms [frames, bands] at any shift in time (circular)."""
-    spectrum = np.fft.rfft(shape, axis=0)
-    products = (
-        np.fft.irfft((spectrum * np.fft.rfft(other, axis=0).conj()).sum(axis=1), len(shape)) for other in others
-    )
-    return float(max(product.max() for product in products))
+    return nearest(shape, spectra(others))
+
+
+def spectra(shapes: Sequence[NDArray[np.floating]]) -> NDArray[np.complex64]:
+    """What `nearest` looks for the nearest one in."""
+    return np.fft.rfft(np.asarray(shapes, np.float32), axis=1).astype(np.complex64)
+
+
+def nearest(shape: NDArray[np.floating], known: NDArray[np.complex64]) -> float:
+    """`likeness` to what `spectra` are of."""
+    products = (np.fft.rfft(shape, axis=0) * known.conj()).sum(axis=2)
+    return float(np.fft.irfft(products, len(shape), axis=1).max())
 
 
 # -------------------- real clips, behind the demo's decoder, in as many processes as there are cores
 
-Worker = tuple[Ears, dict[str, list[Recording]], dict[str, np.ndarray], np.ndarray]
+
+class Worker:
+    """What a task of `in_processes` works with: recordings, the decoder, ears (opened by the first that listens)."""
+
+    def __init__(self, recordings: list[Recording]) -> None:
+        self.recordings = recordings
+        self.own = {label: [r for r in recordings if r.label == label] for label in CLASSES}
+        self.buffers, self.filters = pretransform(), mel_filters()
+
+    @cached_property
+    def ears(self) -> Ears:
+        return Ears()
+
+    def decoded(self, clip: Audio) -> Audio:
+        return through_decoder(clip, self.buffers, self.filters)
+
+
 _work: Worker
 
 
 def worker() -> Worker:
-    """What a task of `in_processes` works with: ears, recordings by class, the decoder's buffers, mel filters."""
+    """That of this process."""
     return _work
 
 
 def _start(recordings: list[Recording]) -> None:
     global _work
-    own = {label: [r for r in recordings if r.label == label] for label in CLASSES}
-    _work = Ears(), own, pretransform(), mel_filters()
+    _work = Worker(recordings)
+
+
+def real_clip(label: str, index: int) -> Audio:
+    """One of a class (or NONE), augmented as the training's were and decoded: another for each index."""
+    work = worker()
+    rng = np.random.default_rng((20_000, index, (*CLASSES, NONE).index(label)))
+    if label != NONE:
+        return work.decoded(augment(label, work.own[label], rng)[0])
+    if index % 2:
+        return work.decoded(noise(rng))
+    return resynthesize(random_latents(rng, len(work.buffers["scale"])), work.buffers)
 
 
 def real(task: tuple[str, int]) -> Heard:
-    """A class (or NONE) and a number -> a real clip of it, augmented as the training's were and decoded."""
-    label, index = task
-    ears, own, buffers, filters = worker()
-    rng = np.random.default_rng((20_000, index, (*CLASSES, NONE).index(label)))
-    if label != NONE:
-        return ears.hear(label, through_decoder(augment(label, own[label], rng)[0], buffers, filters))
-    if index % 2:
-        return ears.hear(label, through_decoder(noise(rng), buffers, filters))
-    return ears.hear(label, resynthesize(random_latents(rng, len(buffers["scale"])), buffers))
+    """A class (or NONE) and a number -> `real_clip`, heard."""
+    return worker().ears.hear(task[0], real_clip(*task))
 
 
 def generated(path: Path) -> Heard:
     """`<label>-<seed>.wav` as it is."""
-    return worker()[0].hear(path.stem.rpartition("-")[0], read(path))
+    return worker().ears.hear(path.stem.rpartition("-")[0], read(path))
 
 
-def in_processes(task: Callable, tasks: Sequence, recordings: list[Recording]) -> list[Heard]:
+def in_processes(task: Callable[[Any], Made], tasks: Sequence, recordings: list[Recording]) -> list[Made]:
     """task of each of `tasks`, in their order; real ones are drawn from `recordings`."""
     with multiprocessing.get_context("spawn").Pool(initializer=_start, initargs=(recordings,)) as pool:
         return pool.map(task, tasks, chunksize=4)
@@ -208,18 +244,22 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
             text[label].append(f"{own.sum()} of {len(own)}")
     shapes = {label: [each.shape for each in clips.real if each.label == label] for label in CLASSES}
 
-    def nearest(heard: Sequence[Heard]) -> str:
-        near = [likeness(each.shape, shapes[each.label]) for each in heard if each.label in known]
-        return f"{np.median(near):.2f} ({np.quantile(near, 0.1):.2f} to {np.quantile(near, 0.9):.2f})"
+    def near(heard: Sequence[Heard]) -> str:
+        return median([likeness(each.shape, shapes[each.label]) for each in heard if each.label in known])
 
     what = f"likeness to the nearest of {JUDGED} draws of the class's training recordings, median (p10 to p90)"
-    row(f"{what}, the {len(known)} classes: generated", "", nearest(clips.generated))
-    row("- other draws of the same recordings", "", nearest(clips.unseen))
-    row("- real clips of held-out sources", "", nearest(clips.foreign))
+    row(f"{what}, the {len(known)} classes: generated", "", near(clips.generated))
+    row("- other draws of the same recordings", "", near(clips.unseen))
+    row("- real clips of held-out sources", "", near(clips.foreign))
     for label in labels:
         text[label].append(f"{np.mean([each.dog for each in by_class[label]]):.3f}")
         text[label].append(f"{np.median([likeness(each.shape, shapes[label]) for each in by_class[label]]):.2f}")
     return rows, text
+
+
+def median(values: Sequence[float]) -> str:
+    """And the tenths at both ends."""
+    return f"{np.median(values):.2f} ({np.quantile(values, 0.1):.2f} to {np.quantile(values, 0.9):.2f})"
 
 
 def table(clips: Clips) -> str:
@@ -232,13 +272,19 @@ def table(clips: Clips) -> str:
     return "\n".join(lines) + "\n"
 
 
-def arguments(description: str | None, names: str) -> argparse.Namespace:
+def arguments(description: str | None, names: str) -> argparse.ArgumentParser:
     """assets, wavs and output; names: of the files in wavs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="what corpus downloaded")
     parser.add_argument("--wavs", type=Path, required=True, help=names)
     parser.add_argument("--output", type=Path, help="write the tables to this file, too")
-    return parser.parse_args()
+    return parser
+
+
+def draws_of(held_out: Sequence[Recording]) -> list[tuple[str, int]]:
+    """Tasks of `real`: PER_SOURCE clips for each recording of a held-out source."""
+    sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
+    return [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
 
 
 def show(text: str, output: Path | None) -> None:
@@ -247,16 +293,19 @@ def show(text: str, output: Path | None) -> None:
         output.write_text(text, "utf-8")
 
 
+def wavs_of_classes(folder: Path) -> list[Path]:
+    """Its `<class>-<seed>.wav`, sorted."""
+    return [path for path in sorted(folder.glob("*-*.wav")) if path.stem.rpartition("-")[0] in CLASSES]
+
+
 def main() -> None:
-    args = arguments(__doc__, "<class>-<seed>.wav")
-    wavs = [path for path in sorted(args.wavs.glob("*-*.wav")) if path.stem.rpartition("-")[0] in CLASSES]
+    args = arguments(__doc__, "<class>-<seed>.wav").parse_args()
+    wavs = wavs_of_classes(args.wavs)
     if not any(path.stem.startswith("dog-") for path in wavs):
         raise SystemExit(f"{args.wavs} has no dog-<seed>.wav; make its clips with clips --output {args.wavs}")
     recordings, held_out = load(args.assets), load_held_out(args.assets)
     made = in_processes(generated, wavs, [])
-    sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
-    foreign = [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
-    other = in_processes(real, foreign, held_out)
+    other = in_processes(real, draws_of(held_out), held_out)
     known, unseen = real_clips(recordings)
     show(table(Clips(real=known, unseen=unseen, foreign=other, generated=made)), args.output)
 

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from .acceptance import JUDGES, Heard, arguments, generated, in_processes, real_clips, regression, show, worker
 from .captions import PAIR_PROMPTS
 from .corpus import CLASSES, load
-from .decoded import NONE, through_decoder
+from .decoded import NONE
 from .pool import augment_pair, other_than
 
 MIXTURES, OF_A_PAIR = 1024, 4  # real ones: that train the judges; of each pair that test them
@@ -36,11 +36,11 @@ def pair_of(label: str) -> tuple[str, ...]:
 def mixture(task: tuple[str, int]) -> Heard:
     """`dog+rain` and a number -> a real mixture, made as the training's were and decoded."""
     label, index = task
-    ears, own, buffers, filters = worker()
+    work = worker()
     rng = np.random.default_rng((30_000, index))
     first, second = pair_of(label)
-    clip = augment_pair((first, second), (own[first], own[second]), rng)[0]
-    return ears.hear(label, through_decoder(clip, buffers, filters))
+    clip = augment_pair((first, second), (work.own[first], work.own[second]), rng)[0]
+    return work.ears.hear(label, work.decoded(clip))
 
 
 def random_pairs(count: int) -> list[str]:
@@ -101,7 +101,7 @@ def table(
 
 
 def main() -> None:
-    args = arguments(__doc__, "<class>+<class>-<seed>.wav")
+    args = arguments(__doc__, "<class>+<class>-<seed>.wav").parse_args()
     wavs = [
         path for path in sorted(args.wavs.glob("*+*-*.wav")) if pair_of(path.stem.rpartition("-")[0]) in PAIR_PROMPTS
     ]
