@@ -39,7 +39,7 @@ from .decoded import (
     through_decoder,
 )
 from .features import CLIP, SAMPLE_RATE, log_mel, mel_filters
-from .pool import augment
+from .pool import augment, one_thread_each
 
 Audio = NDArray[np.float32]
 Made = TypeVar("Made")
@@ -132,20 +132,16 @@ def _start(recordings: list[Recording]) -> None:
     _work = Worker(recordings)
 
 
-def real_clip(label: str, index: int) -> Audio:
-    """One of a class (or NONE), augmented as the training's were and decoded: another for each index."""
+def real(task: tuple[str, int]) -> Heard:
+    """A class (or NONE) and a number -> a real clip of it, augmented as the training's were and decoded."""
+    label, index = task
     work = worker()
     rng = np.random.default_rng((20_000, index, (*CLASSES, NONE).index(label)))
     if label != NONE:
-        return work.decoded(augment(label, work.own[label], rng)[0])
+        return work.ears.hear(label, work.decoded(augment(label, work.own[label], rng)[0]))
     if index % 2:
-        return work.decoded(noise(rng))
-    return resynthesize(random_latents(rng, len(work.buffers["scale"])), work.buffers)
-
-
-def real(task: tuple[str, int]) -> Heard:
-    """A class (or NONE) and a number -> `real_clip`, heard."""
-    return worker().ears.hear(task[0], real_clip(*task))
+        return work.ears.hear(label, work.decoded(noise(rng)))
+    return work.ears.hear(label, resynthesize(random_latents(rng, len(work.buffers["scale"])), work.buffers))
 
 
 def generated(path: Path) -> Heard:
@@ -155,7 +151,8 @@ def generated(path: Path) -> Heard:
 
 def in_processes(task: Callable[[Any], Made], tasks: Sequence, recordings: list[Recording]) -> list[Made]:
     """task of each of `tasks`, in their order; real ones are drawn from `recordings`."""
-    with multiprocessing.get_context("spawn").Pool(initializer=_start, initargs=(recordings,)) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with one_thread_each(), spawn.Pool(initializer=_start, initargs=(recordings,)) as pool:
         return pool.map(task, tasks, chunksize=4)
 
 
@@ -245,7 +242,8 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
     shapes = {label: [each.shape for each in clips.real if each.label == label] for label in CLASSES}
 
     def near(heard: Sequence[Heard]) -> str:
-        return median([likeness(each.shape, shapes[each.label]) for each in heard if each.label in known])
+        values = [likeness(each.shape, shapes[each.label]) for each in heard if each.label in known]
+        return f"{np.median(values):.2f} ({np.quantile(values, 0.1):.2f} to {np.quantile(values, 0.9):.2f})"
 
     what = f"likeness to the nearest of {JUDGED} draws of the class's training recordings, median (p10 to p90)"
     row(f"{what}, the {len(known)} classes: generated", "", near(clips.generated))
@@ -255,11 +253,6 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
         text[label].append(f"{np.mean([each.dog for each in by_class[label]]):.3f}")
         text[label].append(f"{np.median([likeness(each.shape, shapes[label]) for each in by_class[label]]):.2f}")
     return rows, text
-
-
-def median(values: Sequence[float]) -> str:
-    """And the tenths at both ends."""
-    return f"{np.median(values):.2f} ({np.quantile(values, 0.1):.2f} to {np.quantile(values, 0.9):.2f})"
 
 
 def table(clips: Clips) -> str:

@@ -1,11 +1,14 @@
-"""How near generated clips come to the very clips that the demo was trained on, beside real ones that it was not.
+"""Whether generated clips are nearer to the very clips that the demo was trained on than to others as good.
 
-    python -m dit_trt.tooling.train_demo.clips --output wavs --seeds 8
-    python -m dit_trt.tooling.train_demo.nearest --assets assets --wavs wavs --output nearest.md
+    dit-trt build --method none
+    python -m dit_trt.tooling.train_demo.clips --output wavs --seeds 4
+    python -m dit_trt.tooling.train_demo.nearest --assets assets --recordings recordings.npz --wavs wavs
 
-The training's pool is drawn again, from its seed. Likeness is the acceptance test's, to the nearest clip of the class
-in the pool (of one sound). Beside generated clips stand three kinds of real ones behind the decoder: clips of the pool
-itself, which is what one learned by heart would reach, other draws of the same recordings, and held-out recordings.
+Likeness is the acceptance test's, to the nearest clip of the class (of one sound). It is taken twice: to the pool of
+the training, drawn again from its seed, and to a pool as large of another seed, which nobody was trained on. A clip
+made from these recordings is near to both; one learned by heart is nearer to the first. Beside generated clips stand
+real ones behind the decoder, as long as those: clips of the first pool itself (the most there can be), other draws of
+the same recordings (nothing), and held-out recordings.
 """
 
 from __future__ import annotations
@@ -13,33 +16,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..intervals import mean_interval
 from .acceptance import (
-    JUDGED,
-    UNSEEN,
     arguments,
     draws_of,
     in_processes,
-    median,
     nearest,
-    real_clip,
     shape_of,
     show,
     spectra,
     wavs_of_classes,
     worker,
 )
-from .corpus import CLASSES, load, load_held_out
-from .decoded import read
-from .pool import Clips
+from .corpus import CLASSES, load_held_out, unpack
+from .decoded import pretransform, read
+from .features import log_mel, stack
+from .pool import PCA_CLIPS, WHOLE_SECONDS, Clips, augment
 
-Shape = NDArray[np.float16]
-Drawn = tuple[str, Shape]  # a class and the shape of a clip of it
-KINDS = ("generated", "clips of the pool itself", "other draws of the same recordings", "held-out recordings")
-COPY = 0.1  # a clip is as near as a copy if this share of the pool's own clips is no nearer
+COUNT, OTHER_SEED = 4, 1_000_000  # real clips of a class; seed of the pool that nobody was trained on
+KINDS = ("generated", "clips of the training's pool itself", "other draws of its recordings", "held-out recordings")
+TOLERANCE = 0.01  # of the pool's mean log-mel; that of another seed is off by three times as much
+
+
+class Drawn(NamedTuple):
+    """shape: float16, of `shape_of`. whole: does it sound to its end?"""
+
+    label: str
+    shape: NDArray[np.float16]
+    whole: bool = True
 
 
 @cache
@@ -47,25 +56,35 @@ def _clips(seed: int) -> Clips:
     return Clips(worker().recordings, seed)
 
 
-def _drawn(label: str, audio: NDArray[np.float32]) -> Drawn:
-    return label, shape_of(audio, worker().filters).astype(np.float16)
+def _drawn(label: str, audio: NDArray[np.float32], seconds: float = WHOLE_SECONDS) -> Drawn:
+    return Drawn(label, shape_of(audio, worker().filters).astype(np.float16), seconds >= WHOLE_SECONDS)
+
+
+def mean_mel(task: tuple[int, int]) -> NDArray[np.float32]:
+    """Seed and index -> the mean of a pool's clip as the PCA sees it, [4 * MELS]."""
+    return stack(log_mel(_clips(task[0]).draw(task[1])[0], worker().filters)).mean(axis=0)
 
 
 def of_pool(task: tuple[int, int]) -> Drawn | None:
-    """Seed and index -> the pool's clip of that index, or None for one of two sounds."""
-    clip, first, second, _ = _clips(task[0]).draw(task[1])
-    return _drawn(CLASSES[first], clip) if second < 0 else None
+    """Seed and index -> a pool's clip of that index, or None for one of two sounds."""
+    clip, first, second, seconds = _clips(task[0]).draw(task[1])
+    return _drawn(CLASSES[first], clip, seconds) if second < 0 else None
 
 
 def of_pool_decoded(task: tuple[int, int]) -> Drawn:
-    """The same behind the decoder, by its first sound."""
-    clip, first, _, _ = _clips(task[0]).draw(task[1])
-    return _drawn(CLASSES[first], worker().decoded(clip))
+    """The same behind the decoder, of its first sound."""
+    clip, first, _, seconds = _clips(task[0]).draw(task[1])
+    return _drawn(CLASSES[first], worker().decoded(clip), seconds)
 
 
 def of_recordings(task: tuple[str, int]) -> Drawn:
-    """A class and a number -> a real clip of it."""
-    return _drawn(task[0], real_clip(*task))
+    """A class and a number -> a real clip of it that sounds to its end, behind the decoder."""
+    label, index = task
+    rng = np.random.default_rng((50_000, index, CLASSES.index(label)))
+    seconds = 0.0
+    while seconds < WHOLE_SECONDS:
+        clip, seconds = augment(label, worker().own[label], rng)
+    return _drawn(label, worker().decoded(clip))
 
 
 def of_wav(path: Path) -> Drawn:
@@ -73,53 +92,66 @@ def of_wav(path: Path) -> Drawn:
     return _drawn(path.stem.rpartition("-")[0], read(path))
 
 
-def table(pool: Sequence[Drawn], found: Mapping[str, Sequence[Drawn]]) -> str:
-    """Both in Markdown. found: by KINDS."""
-    near: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
-    counts = {}
+def check_pool(mean: NDArray[np.floating], shipped: NDArray[np.floating]) -> None:
+    """Of the first PCA_CLIPS clips, to which the shipped decoder was fitted. Raises SystemExit for another's."""
+    if (off := float(np.abs(mean - shipped).max())) > TOLERANCE:
+        raise SystemExit(f"this is not the pool that the demo was trained on: its mean log-mel is off by {off:.3f}")
+
+
+def table(trained: Sequence[Drawn], other: Sequence[Drawn], found: Mapping[str, Sequence[Drawn]]) -> str:
+    """Both in Markdown; means over classes of each class's mean. trained, other: the pools; found: by KINDS."""
+    near: dict[str, dict[str, tuple[float, float]]] = {kind: {} for kind in KINDS}
     for label in CLASSES:
-        own = [shape for name, shape in pool if name == label]
-        counts[label] = len(own)
-        known = spectra(own)
+        pools = [spectra([each.shape for each in pool if each.label == label]) for pool in (trained, other)]
         for kind in KINDS:
-            near[kind][label] = [nearest(shape, known) for name, shape in found[kind] if name == label]
-    foreign = [label for label in CLASSES if near[KINDS[3]][label]]
-    copy = float(np.quantile([value for label in CLASSES for value in near[KINDS[1]][label]], COPY))
-    of = f"the {len(foreign)} classes with a held-out recording"
-    lines = [f"| {of} | likeness, median (p10 to p90) | as near as a copy |", "|---|---|---|"]
+            own = [each.shape for each in found[kind] if each.label == label]
+            if own:
+                first, second = (float(np.mean([nearest(shape, pool) for shape in own])) for pool in pools)
+                near[kind][label] = first, second
+    lines = [
+        "| likeness to the nearest clip of | the training's pool | another pool | difference (95 %) |",
+        "|---|---|---|---|",
+    ]
     for kind in KINDS:
-        values = [value for label in foreign for value in near[kind][label]]
-        lines.append(f"| {kind} ({len(values)}) | {median(values)} | {np.mean(np.array(values) >= copy):.0%} |")
-    lines += ["", f"| class | its clips in the pool | {' | '.join(KINDS)} |", "|---" * (2 + len(KINDS)) + "|"]
+        first, second = np.mean(list(near[kind].values()), axis=0)
+        more = mean_interval([a - b for a, b in near[kind].values()])
+        of = f"{kind} ({len(found[kind])} of {len(near[kind])} classes)"
+        lines.append(f"| {of} | {first:.3f} | {second:.3f} | {more.value:+.3f} ({more.low:+.3f} to {more.high:+.3f}) |")
+    lines += ["", f"| class: both likenesses | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
     for label in CLASSES:
-        cells = [f"{np.median(values):.2f}" if (values := near[kind][label]) else "" for kind in KINDS]
-        lines.append(f"| {label} | {counts[label]} | {' | '.join(cells)} |")
+        cells = ["{:.2f}, {:.2f}".format(*near[kind][label]) if label in near[kind] else "" for kind in KINDS]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = arguments(__doc__, "<class>-<seed>.wav")
-    parser.add_argument("--clips", type=int, default=30_000, help="of the pool")
-    parser.add_argument("--seed", type=int, default=0, help="of the pool")
+    parser.add_argument("--recordings", type=Path, required=True, help="what corpus --pack wrote")
+    parser.add_argument("--clips", type=int, default=30_000, help="of each pool; the training's had 30000")
     args = parser.parse_args()
     wavs = wavs_of_classes(args.wavs)
     if missing := set(CLASSES) - {path.stem.rpartition("-")[0] for path in wavs}:
         raise SystemExit(f"{args.wavs} lacks {', '.join(sorted(missing))}; make them with clips --output {args.wavs}")
-    recordings, held_out = load(args.assets), load_held_out(args.assets)
-    drawn = in_processes(of_pool, [(args.seed, index) for index in range(args.clips)], recordings)
-    pool = [each for each in drawn if each is not None]
-    if lacking := set(CLASSES) - {label for label, _ in pool}:
-        raise SystemExit(f"{args.clips} clips of the pool have none of {', '.join(sorted(lacking))}; give more --clips")
-    single = [(each[0], (args.seed, index)) for index, each in enumerate(drawn) if each is not None]
-    some = [task for label in CLASSES for task in [task for name, task in single if name == label][:UNSEEN]]
-    others = [(label, JUDGED + index) for label in CLASSES for index in range(UNSEEN)]  # the acceptance test's unseen
+    recordings, held_out = unpack(args.recordings), load_held_out(args.assets)
+    Clips(recordings, 0)  # which raises where a class is missing; a worker that does is waited for in vain
+    fitted = in_processes(mean_mel, [(0, index) for index in range(PCA_CLIPS)], recordings)
+    check_pool(np.mean(fitted, axis=0), pretransform()["mean"])
+    pools = []
+    for seed in (0, OTHER_SEED):
+        drawn = in_processes(of_pool, [(seed, index) for index in range(args.clips)], recordings)
+        if lacking := set(CLASSES) - {each.label for each in drawn if each is not None and each.whole}:
+            raise SystemExit(f"{args.clips} clips have none of {', '.join(sorted(lacking))}; give more --clips")
+        pools.append(drawn)
+    whole = [(each.label, index) for index, each in enumerate(pools[0]) if each is not None and each.whole]
+    learned = [(0, index) for label in CLASSES for index in [i for own, i in whole if own == label][:COUNT]]
     found = (
         in_processes(of_wav, wavs, []),
-        in_processes(of_pool_decoded, some, recordings),
-        in_processes(of_recordings, others, recordings),
+        in_processes(of_pool_decoded, learned, recordings),
+        in_processes(of_recordings, [(label, index) for label in CLASSES for index in range(COUNT)], recordings),
         in_processes(of_recordings, draws_of(held_out), held_out),
     )
-    show(table(pool, dict(zip(KINDS, found, strict=True))), args.output)
+    trained, other = ([each for each in pool if each is not None] for pool in pools)
+    show(table(trained, other, dict(zip(KINDS, found, strict=True))), args.output)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -315,11 +316,17 @@ def _each(
         _start(*start)
         yield from map(function, tasks)
         return
+    with one_thread_each(), multiprocessing.get_context("spawn").Pool(processes, _start, start) as pool:
+        yield from pool.imap(function, tasks, chunksize=32)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes that are started in here compute with one thread each: there are as many as cores."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
     try:
-        with multiprocessing.get_context("spawn").Pool(processes, _start, start) as pool:
-            yield from pool.imap(function, tasks, chunksize=32)
+        yield
     finally:
         for name, value in threads.items():
             if value is None:
