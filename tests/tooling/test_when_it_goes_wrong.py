@@ -21,6 +21,7 @@ from tiny import write_t5
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.errors import UserError
 from dit_trt.engines.manifest import MANIFEST, write_manifest
+from dit_trt.runtime.pipeline import Pipeline
 from dit_trt.runtime.wav import write_wav
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-it-goes-wrong.md"
@@ -140,6 +141,11 @@ class Desk:
 
     def evaluated(self) -> None:
         invoke("evaluate", self.bundle, "--num-captions", 1, "--seconds", 0.45, "--velocity-clips", 0, "--steps", 2)
+
+    def silent(self) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pipeline, "decode", lambda self, latents: np.zeros((2, 20_000), np.float32))
+            return self.evaluate("--steps", 2)
 
     def other_build(self) -> None:
         with (self.bundle / "tokenizer.json").open("a") as file:
@@ -279,6 +285,7 @@ CASES: dict[str, Callable[[Desk], str]] = {
     "there is no embedder …; there are: …": lambda d: d.evaluate("--metrics", "fid"),
     "…'s weights are not ours to ship: …": lambda d: d.evaluate("--metrics", "openl3"),
     "… holds something else than an evaluation; …": lambda d: d.evaluate("--output", "model"),
+    "no clip sounds in all rows, …": lambda d: d.silent(),
     "… was begun with other …; …": lambda d: d.evaluated() or d.evaluate("--steps", 3),
     '…, line …: write an object a line, as {"id": "91", "caption": "a dog barks"}': lambda d: error_of(
         "batch", d.write("captions.jsonl", b"rain\n"), "--bundle", d.bundle, "--output", "out"

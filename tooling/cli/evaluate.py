@@ -150,7 +150,7 @@ def command(
     write_whole(folder / "table.json", json.dumps(rows, indent=1) + "\n")
     show(text)
     say(f"tables in {folder}: table.md, table.csv, table.json")
-    return {"output": str(folder), "clips": result.clips, "rows": rows}
+    return {"output": str(folder), "clips": result.clips, "silent": result.silent, "rows": rows}
 
 
 def _reference(text: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..recipe_text import options_of
 from ..workflow import Say, Watch, checkpoint_of, reference_backend, reference_bundle, silent, unwatched
 from .clips import evaluation_folder, generate_all, names_of
 from .embedders import Embedder
-from .scores import KEPT, Heard, Scores, Sound, score, sounds_in, sounds_of
+from .scores import KEPT, Heard, Scores, Sound, left_out, score, sounds_in, sounds_of
 
 FP32, FLOOR = "fp32", "fp32-other-seeds"
 
@@ -51,7 +51,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The table's rows, and what it was made of."""
+    """The table's rows, and what it was made of.
+
+    clips: of each row. silent: by row, the ids of its clips of nothing; no row has scores of these.
+    """
 
     model: str
     clips: int
@@ -60,6 +63,7 @@ class Evaluation:
     seconds: float
     reference: str
     rows: tuple[Row, ...]
+    silent: Mapping[str, list[str]]
 
 
 def evaluate(
@@ -113,6 +117,13 @@ def evaluate(
             with watch("FP32 with other seeds", len(plan.clips)) as done:
                 clips[FLOOR] = generate_all({FLOOR: makers[FP32]}, folder, other, done, batch=batch)[FLOOR]
         sounds = {name: sounds_of(folder / name, each, plan.caption_ids) for name, each in clips.items()}
+        gone = left_out(sounds)
+        for name, ids in gone.items():
+            say(f"note: {len(ids)} of {name}'s clips are silent ({', '.join(ids[:4])}): no row is scored on them")
+        without = {each for ids in gone.values() for each in ids}
+        sounds = {name: [sound for sound in each if sound.id not in without] for name, each in sounds.items()}
+        if not sounds[FP32]:
+            raise UserError(f"no clip sounds in all rows, so there is nothing to score; listen to those in {folder}")
         scores = _score(sounds, embedders, reference, folder, watch, say)
         velocities = _velocities(makers, plan, digests, folder, velocity_clips, watch)
     rows = [
@@ -120,7 +131,8 @@ def evaluate(
         for name, each in clips.items()
     ]
     told = "FP32's clips" if reference is None else str(reference)
-    return Evaluation(model["name"], len(plan.clips), len(captions), settings, plan.seconds, told, tuple(rows))
+    counts = len(sounds[FP32]), len({sound.caption_id for sound in sounds[FP32]})
+    return Evaluation(model["name"], *counts, settings, plan.seconds, told, tuple(rows), gone)
 
 
 def _fp32(bundles: Sequence[Bundle], say: Say) -> Bundle:

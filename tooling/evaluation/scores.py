@@ -59,11 +59,20 @@ class Sound:
         waveform.check_sound(audio.T, str(self.path))
         return audio.T, rate
 
+    def is_silent(self) -> bool:
+        return not soundfile.read(self.path, dtype="int16", always_2d=True)[0].any()
+
 
 def sounds_of(folder: Path, clips: Sequence[Clip], caption_ids: Mapping[str, str] | None = None) -> list[Sound]:
     """Generated clips. caption_ids: clip id -> that of its caption (default: they are the same)."""
     own = caption_ids or {}
     return [Sound(clip.id, own.get(clip.id, clip.id), clip.caption, folder / clip.file, clip.sha256) for clip in clips]
+
+
+def left_out(sounds: Mapping[str, Sequence[Sound]]) -> dict[str, list[str]]:
+    """By set, the ids of its silent clips, where it has any: nothing can be compared with silence."""
+    silent = {name: [sound.id for sound in each if sound.is_silent()] for name, each in sounds.items()}
+    return {name: ids for name, ids in silent.items() if ids}
 
 
 def sounds_in(folder: Path) -> list[Sound]:

@@ -48,6 +48,7 @@ def markdown(evaluation: Evaluation, command: str, machine: str) -> str:
         f"{evaluation.seconds:g} s, "
         f"{evaluation.settings.steps} steps, cfg {evaluation.settings.cfg_scale:g}, seed {evaluation.settings.seed}; "
         f"distances and divergences to {evaluation.reference}; means (95 % intervals). {machine}",
+        *(f"Silent, and left out of every row: {name}'s {', '.join(ids)}." for name, ids in evaluation.silent.items()),
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),

@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import error_of, invoke, one_object
 from killable import ForkServer
+from numpy.typing import NDArray
 
 from dit_trt.calib_data.reader import heldout_captions
 from dit_trt.engines.bundle import Bundle
 from dit_trt.engines.manifest import write_manifest
+from dit_trt.runtime.pipeline import Pipeline
 
 CAPTIONS = "id,caption\na,dog barking\nb,rain\nc,a cat meows\nd,a bell\n"
 QUICK = ("--steps", 2, "--seconds", 0.45, "--velocity-clips", 1)
@@ -52,6 +55,38 @@ def test_the_table(tiny_sqs: Bundle, captions: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.wav")}
     again = one_object(invoke(*arguments, "--json").stdout)
     assert again == found and before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.wav")}
+
+
+def test_a_silent_clip_is_left_out_and_said(
+    tiny_sqs: Bundle, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every row, so that rows stay comparable; the others are scored."""
+    calls = Counter[str]()
+    decode = Pipeline.decode
+
+    def once_silent(self: Pipeline, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        name = self.bundle.manifest["recipe"]["method"]
+        calls[name] += 1
+        return decode(self, latents) * (0 if name == "sqs" and calls[name] == 2 else 1)
+
+    monkeypatch.setattr(Pipeline, "decode", once_silent)
+    arguments = ("evaluate", tiny_sqs.folder, "--captions", captions, *QUICK, "--output", tmp_path / "out", "--json")
+    result = invoke(*arguments)
+    found = one_object(result.stdout)
+    [(name, [gone])] = found["silent"].items()
+    assert name == tiny_sqs.folder.name and gone in "abcd" and found["clips"] == 3
+    assert f"note: 1 of {name}'s clips are silent ({gone}): no row is scored on them" in result.stderr
+    assert [row["clips"] for row in found["rows"]] == [3, 3] and found["rows"][1]["log_mel_db"] > 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert f"left out of every row: {name}'s {gone}." in table and "3 clips a row (3 captions)" in table
+
+
+def test_silence_alone_is_no_evaluation(
+    tiny_sqs: Bundle, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "decode", lambda self, latents: np.zeros((2, 20_000), np.float32))
+    said = error_of("evaluate", tiny_sqs.folder, "--captions", captions, *QUICK, "--output", tmp_path / "out")
+    assert "no clip sounds in all rows" in said
 
 
 def test_our_own_captions_are_the_default() -> None:
