@@ -52,15 +52,19 @@ class Sound:
 
     def read(self) -> tuple[Float, int]:
         """audio float32 [channels, samples], rate. Raises UserError, naming the file, for what is no sound."""
+        audio, rate = self._samples()
+        waveform.check_sound(audio, str(self.path))
+        return audio, rate
+
+    def is_silent(self) -> bool:
+        return not self._samples()[0].any()
+
+    def _samples(self) -> tuple[Float, int]:
         try:
             audio, rate = soundfile.read(self.path, dtype="float32", always_2d=True)
         except (OSError, soundfile.LibsndfileError) as error:
             raise UserError(f"{self.path} cannot be read as sound: {error}") from None
-        waveform.check_sound(audio.T, str(self.path))
         return audio.T, rate
-
-    def is_silent(self) -> bool:
-        return not soundfile.read(self.path, dtype="int16", always_2d=True)[0].any()
 
 
 def sounds_of(folder: Path, clips: Sequence[Clip], caption_ids: Mapping[str, str] | None = None) -> list[Sound]:
