@@ -12,12 +12,10 @@ how near other real clips come. Shares are means over classes.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..evaluation import birdnet
-from .corpus import CLASSES, Recording, load, load_held_out
+from .corpus import CLASSES, Recording, load, load_held_out, recordings_by_class
 from .decoded import (
-    BANDS,
     NONE,
+    levelled,
     mel_statistics,
     noise,
     pretransform,
@@ -38,11 +36,12 @@ from .decoded import (
     resynthesize,
     through_decoder,
 )
-from .features import CLIP, SAMPLE_RATE, log_mel, mel_filters
-from .pool import augment, one_thread_each
+from .features import SAMPLE_RATE
+from .likeness import likeness, shape_of, spectra
+from .pool import augment
+from .processes import in_processes
 
 Audio = NDArray[np.float32]
-Made = TypeVar("Made")
 JUDGED, UNSEEN, PER_SOURCE = 32, 8, 4  # real clips of a class: that train the judges, that test them; of a source
 DOG_BAR, OTHERS_BAR, NAMED_BAR, DOGS_BAR = 0.5, 0.05, 0.7, 0.75
 JUDGES = ("log-mel statistics", "BirdNET's embedding")
@@ -59,107 +58,51 @@ class Heard:
 
 
 class Ears:
-    """The networks and filters of one process."""
+    """The networks of one process."""
 
     def __init__(self) -> None:
-        self._filters = mel_filters()
         self._events, self._embedding = birdnet.open_embedder(), birdnet.open_embedding()
 
     def hear(self, label: str, audio: Audio) -> Heard:
         """audio [samples] at 44.1 kHz, of any level."""
-        audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
-        audio = audio / max(float(np.abs(audio).max()), 1e-4)
+        audio = levelled(audio)
         embedding = self._embedding.embed(audio[None], SAMPLE_RATE).mean(axis=0)
         dog = self._events.event_scores(audio[None], SAMPLE_RATE)["Dog"]
-        features = mel_statistics(audio, self._filters), embedding
-        return Heard(label, features, dog, shape_of(audio, self._filters))
+        return Heard(label, (mel_statistics(audio), embedding), dog, shape_of(audio))
 
 
-def shape_of(audio: Audio, filters: Audio) -> Audio:
-    """audio [samples], of any level -> the log-mel spectrogram of its first CLIP, [frames, BANDS], mean 0, norm 1."""
-    audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
-    mel = log_mel(audio / max(float(np.abs(audio).max()), 1e-4), filters)
-    mel = mel.reshape(len(mel), BANDS, -1).mean(axis=2)
-    shape = mel - mel.mean()
-    return shape / np.linalg.norm(shape)
+# -------------------- clips and those who hear them
 
 
-def likeness(shape: Audio, others: Sequence[Audio]) -> float:
-    """The highest correlation of two log-mel spectrograms [frames, bands] at any shift in time (circular)."""
-    return nearest(shape, spectra(others))
+class Listener:
+    """What one process works with: recordings by class, and ears."""
+
+    def __init__(self, recordings: Sequence[Recording]) -> None:
+        self.own, self.ears = recordings_by_class(recordings), Ears()
 
 
-def spectra(shapes: Sequence[NDArray[np.floating]]) -> NDArray[np.complex64]:
-    """What `nearest` looks for the nearest one in."""
-    return np.fft.rfft(np.asarray(shapes, np.float32), axis=1).astype(np.complex64)
-
-
-def nearest(shape: NDArray[np.floating], known: NDArray[np.complex64]) -> float:
-    """`likeness` to what `spectra` are of."""
-    products = (np.fft.rfft(shape, axis=0) * known.conj()).sum(axis=2)
-    return float(np.fft.irfft(products, len(shape), axis=1).max())
-
-
-# -------------------- real clips, behind the demo's decoder, in as many processes as there are cores
-
-
-class Worker:
-    """What a task of `in_processes` works with: recordings, the decoder, ears (opened by the first that listens)."""
-
-    def __init__(self, recordings: list[Recording]) -> None:
-        self.recordings = recordings
-        self.own = {label: [r for r in recordings if r.label == label] for label in CLASSES}
-        self.buffers, self.filters = pretransform(), mel_filters()
-
-    @cached_property
-    def ears(self) -> Ears:
-        return Ears()
-
-    def decoded(self, clip: Audio) -> Audio:
-        return through_decoder(clip, self.buffers, self.filters)
-
-
-_work: Worker
-
-
-def worker() -> Worker:
-    """That of this process."""
-    return _work
-
-
-def _start(recordings: list[Recording]) -> None:
-    global _work
-    _work = Worker(recordings)
-
-
-def real(task: tuple[str, int]) -> Heard:
+def real(listener: Listener, task: tuple[str, int]) -> Heard:
     """A class (or NONE) and a number -> a real clip of it, augmented as the training's were and decoded."""
     label, index = task
-    work = worker()
     rng = np.random.default_rng((20_000, index, (*CLASSES, NONE).index(label)))
     if label != NONE:
-        return work.ears.hear(label, work.decoded(augment(label, work.own[label], rng)[0]))
-    if index % 2:
-        return work.ears.hear(label, work.decoded(noise(rng)))
-    return work.ears.hear(label, resynthesize(random_latents(rng, len(work.buffers["scale"])), work.buffers))
+        audio = through_decoder(augment(label, listener.own[label], rng)[0])
+    elif index % 2:
+        audio = through_decoder(noise(rng))
+    else:
+        audio = resynthesize(random_latents(rng, len(pretransform()["scale"])))
+    return listener.ears.hear(label, audio)
 
 
-def generated(path: Path) -> Heard:
+def generated(listener: Listener, path: Path) -> Heard:
     """`<label>-<seed>.wav` as it is."""
-    return worker().ears.hear(path.stem.rpartition("-")[0], read(path))
-
-
-def in_processes(task: Callable[[Any], Made], tasks: Sequence, recordings: list[Recording]) -> list[Made]:
-    """task of each of `tasks`, in their order; real ones are drawn from `recordings`."""
-    spawn = multiprocessing.get_context("spawn")
-    with one_thread_each(), spawn.Pool(initializer=_start, initargs=(recordings,)) as pool:
-        return pool.map(task, tasks, chunksize=4)
+    return listener.ears.hear(path.stem.rpartition("-")[0], read(path))
 
 
 def real_clips(recordings: list[Recording]) -> tuple[list[Heard], list[Heard]]:
     """Of every class and of none: JUDGED that judges are trained on, UNSEEN other draws of the same recordings."""
     drawn = [(label, index) for label in (*CLASSES, NONE) for index in range(JUDGED + UNSEEN)]
-    heard = list(zip(in_processes(real, drawn, recordings), drawn))
+    heard = list(zip(in_processes(real, drawn, partial(Listener, recordings)), drawn))
     judged = [clip for clip, (_, index) in heard if index < JUDGED]
     return judged, [clip for clip, (_, index) in heard if index >= JUDGED]
 
@@ -239,10 +182,11 @@ def accept(clips: Clips) -> tuple[list[tuple[str, str, str, str]], Mapping[str, 
         for label in labels:
             own = right(by_class[label])
             text[label].append(f"{own.sum()} of {len(own)}")
-    shapes = {label: [each.shape for each in clips.real if each.label == label] for label in CLASSES}
+    drawn = {label: [clip.shape for clip in clips.real if clip.label == label] for label in labels}
+    shapes = {label: spectra(those) for label, those in drawn.items()}
 
     def near(heard: Sequence[Heard]) -> str:
-        values = [likeness(each.shape, shapes[each.label]) for each in heard if each.label in known]
+        values = [likeness(clip.shape, shapes[clip.label]) for clip in heard if clip.label in known]
         return f"{np.median(values):.2f} ({np.quantile(values, 0.1):.2f} to {np.quantile(values, 0.9):.2f})"
 
     what = f"likeness to the nearest of {JUDGED} draws of the class's training recordings, median (p10 to p90)"
@@ -276,8 +220,7 @@ def arguments(description: str | None, names: str) -> argparse.ArgumentParser:
 
 def draws_of(held_out: Sequence[Recording]) -> list[tuple[str, int]]:
     """Tasks of `real`: PER_SOURCE clips for each recording of a held-out source."""
-    sources = {label: sum(r.label == label for r in held_out) for label in CLASSES}
-    return [(label, index) for label, count in sources.items() for index in range(PER_SOURCE * count)]
+    return [(label, i) for label, own in recordings_by_class(held_out).items() for i in range(PER_SOURCE * len(own))]
 
 
 def show(text: str, output: Path | None) -> None:
@@ -297,8 +240,8 @@ def main() -> None:
     if not any(path.stem.startswith("dog-") for path in wavs):
         raise SystemExit(f"{args.wavs} has no dog-<seed>.wav; make its clips with clips --output {args.wavs}")
     recordings, held_out = load(args.assets), load_held_out(args.assets)
-    made = in_processes(generated, wavs, [])
-    other = in_processes(real, draws_of(held_out), held_out)
+    made = list(in_processes(generated, wavs, partial(Listener, [])))
+    other = list(in_processes(real, draws_of(held_out), partial(Listener, held_out)))
     known, unseen = real_clips(recordings)
     show(table(Clips(real=known, unseen=unseen, foreign=other, generated=made)), args.output)
 

@@ -14,6 +14,7 @@ import argparse
 import subprocess
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -337,6 +338,14 @@ def unpack(path: Path) -> list[Recording]:
         parts = np.split(samples, np.cumsum(archive["lengths"])[:-1])
         names = zip(archive["labels"], archive["origins"], archive["sources"], parts, strict=True)
         return [Recording(str(label), str(origin), str(source), audio) for label, origin, source, audio in names]
+
+
+def recordings_by_class(recordings: Iterable[Recording]) -> dict[str, list[Recording]]:
+    """In CLASSES' order; of some there may be none."""
+    found: dict[str, list[Recording]] = {label: [] for label in CLASSES}
+    for recording in recordings:
+        found[recording.label].append(recording)
+    return found
 
 
 def main() -> None:

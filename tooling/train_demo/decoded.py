@@ -19,8 +19,8 @@ import soxr
 from safetensors.numpy import load_file
 
 from ...runtime.griffin_lim import griffin_lim
-from .corpus import load
-from .features import CLIP, HOP, N_FFT, SAMPLE_RATE, decode_magnitude, encode, log_mel, mel_filters
+from .corpus import load, recordings_by_class
+from .features import CLIP, HOP, N_FFT, SAMPLE_RATE, decode_magnitude, encode, log_mel
 from .pool import augment
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -30,9 +30,10 @@ BANDS = 40
 FIGURE_CLASSES = ("dog", "cat", "rooster", "frog", "rain", "siren")
 
 
-def pretransform(weights: Path = WEIGHTS) -> dict[str, np.ndarray]:
-    """The `pretransform.` buffers of a checkpoint, float32."""
-    state = load_file(weights)
+@cache
+def pretransform() -> dict[str, np.ndarray]:
+    """The demo's `pretransform.` buffers, float32."""
+    state = load_file(WEIGHTS)
     return {
         name.removeprefix("pretransform."): value.astype(np.float32)
         for name, value in state.items()
@@ -40,10 +41,15 @@ def pretransform(weights: Path = WEIGHTS) -> dict[str, np.ndarray]:
     }
 
 
-def mel_statistics(audio: np.ndarray, filters: np.ndarray) -> np.ndarray:
-    """audio [samples] at 44.1 kHz, any loudness -> statistics of its log-mel and of its rhythm."""
+def levelled(audio: np.ndarray) -> np.ndarray:
+    """audio [samples] of any level -> [CLIP], its first samples, with silence behind a shorter one; its peak is 1."""
     audio = np.pad(audio[:CLIP], (0, max(0, CLIP - len(audio))))
-    mel = log_mel(audio / max(np.abs(audio).max(), 1e-4), filters)
+    return audio / max(float(np.abs(audio).max()), 1e-4)
+
+
+def mel_statistics(audio: np.ndarray) -> np.ndarray:
+    """audio [samples] at 44.1 kHz, any loudness -> statistics of its log-mel and of its rhythm."""
+    mel = log_mel(levelled(audio))
     mel = mel.reshape(len(mel), BANDS, -1).mean(2)
     loud = mel.mean(1)
     active = mel[loud >= np.quantile(loud, 0.5)]
@@ -79,9 +85,9 @@ def random_latents(rng: np.random.Generator, channels: int) -> np.ndarray:
     return (z / z.std()).astype(np.float32)
 
 
-def resynthesize(latents: np.ndarray, buffers: dict[str, np.ndarray]) -> np.ndarray:
+def resynthesize(latents: np.ndarray) -> np.ndarray:
     """The product's own way to sound."""
-    return griffin_lim(decode_magnitude(latents, buffers), N_FFT, HOP, iterations())
+    return griffin_lim(decode_magnitude(latents, pretransform()), N_FFT, HOP, iterations())
 
 
 @cache
@@ -90,8 +96,8 @@ def iterations() -> int:
     return int(config["model"]["pretransform"]["config"]["griffin_lim_iterations"])
 
 
-def through_decoder(clip: np.ndarray, buffers: dict[str, np.ndarray], filters: np.ndarray) -> np.ndarray:
-    return resynthesize(encode(log_mel(clip, filters), buffers), buffers)
+def through_decoder(clip: np.ndarray) -> np.ndarray:
+    return resynthesize(encode(log_mel(clip), pretransform()))
 
 
 def read(path: Path) -> np.ndarray:
@@ -107,17 +113,15 @@ def figure(assets: Path, wavs: Path, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    recordings, buffers, filters = load(assets), pretransform(), mel_filters()
+    recordings = recordings_by_class(load(assets))
     rng = np.random.default_rng(3)
     plot, axes = pyplot.subplots(len(FIGURE_CLASSES), 3, figsize=(9, 10), sharex=True, sharey=True)
     for row, label in zip(axes, FIGURE_CLASSES):
-        real = augment(label, [r for r in recordings if r.label == label], rng)[0]
-        sounds = [("real, decoded", through_decoder(real, buffers, filters))]
+        sounds = [("real, decoded", through_decoder(augment(label, recordings[label], rng)[0]))]
         generated = sorted(wavs.glob(f"{label}-*.wav"))[:2]
         sounds += [(f"generated, seed {path.stem.rpartition('-')[2]}", read(path)) for path in generated]
         for axis, (title, sound) in zip(row, sounds):
-            sound = np.pad(sound[:CLIP], (0, max(0, CLIP - len(sound))))
-            mel = log_mel(sound / np.abs(sound).max(), filters)
+            mel = log_mel(levelled(sound))
             extent = (0, CLIP / SAMPLE_RATE, 0, mel.shape[1])
             axis.imshow(mel.T, origin="lower", aspect="auto", vmin=-2.3, vmax=5, extent=extent)
             axis.set_title(f"{label}: {title}", fontsize=8)

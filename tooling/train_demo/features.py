@@ -7,6 +7,8 @@ samples, the latent rate of Stable Audio Open.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 SAMPLE_RATE = 44100
@@ -31,6 +33,7 @@ def mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
 
+@cache
 def mel_filters() -> np.ndarray:
     """[MELS, bins] triangles over 30..16000 Hz, each row of sum 1 (a band is a mean magnitude)."""
     edges = mel_to_hz(np.linspace(hz_to_mel(np.array(30.0)), hz_to_mel(np.array(16000.0)), MELS + 2))
@@ -50,12 +53,12 @@ def mel_inverse() -> np.ndarray:
     return (triangles / np.maximum(triangles.sum(0, keepdims=True), 1e-3)).T.astype(np.float32)
 
 
-def log_mel(audio: np.ndarray, filters: np.ndarray) -> np.ndarray:
+def log_mel(audio: np.ndarray) -> np.ndarray:
     """audio [samples], a multiple of HOP -> [samples / HOP, MELS]; frame t is around (t + 1/2) * HOP."""
     padded = np.pad(audio.astype(np.float32), (N_FFT - HOP) // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
     window = np.hanning(N_FFT + 1)[:-1].astype(np.float32)
-    return np.log(np.abs(np.fft.rfft(frames * window, axis=1)) @ filters.T + FLOOR).astype(np.float32)
+    return np.log(np.abs(np.fft.rfft(frames * window, axis=1)) @ mel_filters().T + FLOOR).astype(np.float32)
 
 
 def stack(mel: np.ndarray) -> np.ndarray:

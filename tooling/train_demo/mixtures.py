@@ -12,6 +12,7 @@ that trained it), and, where it should not hear both, real clips of either sound
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,12 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .acceptance import JUDGES, Heard, arguments, generated, in_processes, real_clips, regression, show, worker
+from .acceptance import JUDGES, Heard, Listener, arguments, generated, real_clips, regression, show
 from .captions import PAIR_PROMPTS
 from .corpus import CLASSES, load
-from .decoded import NONE
+from .decoded import NONE, through_decoder
 from .pool import augment_pair, other_than
+from .processes import in_processes
 
 MIXTURES, OF_A_PAIR = 1024, 4  # real ones: that train the judges; of each pair that test them
 
@@ -33,14 +35,13 @@ def pair_of(label: str) -> tuple[str, ...]:
     return () if label == NONE else tuple(label.split("+"))
 
 
-def mixture(task: tuple[str, int]) -> Heard:
+def mixture(listener: Listener, task: tuple[str, int]) -> Heard:
     """`dog+rain` and a number -> a real mixture, made as the training's were and decoded."""
     label, index = task
-    work = worker()
     rng = np.random.default_rng((30_000, index))
     first, second = pair_of(label)
-    clip = augment_pair((first, second), (work.own[first], work.own[second]), rng)[0]
-    return work.ears.hear(label, work.decoded(clip))
+    clip = augment_pair((first, second), (listener.own[first], listener.own[second]), rng)[0]
+    return listener.ears.hear(label, through_decoder(clip))
 
 
 def random_pairs(count: int) -> list[str]:
@@ -108,13 +109,13 @@ def main() -> None:
     if not wavs:
         raise SystemExit(f"{args.wavs} has no mixtures; make them with clips --pairs --output {args.wavs}")
     recordings = load(args.assets)
-    made = in_processes(generated, wavs, [])
+    made = list(in_processes(generated, wavs, partial(Listener, [])))
     known, unseen = real_clips(recordings)
     trained = [(label, index) for index, label in enumerate(random_pairs(MIXTURES))]
     labels = dict.fromkeys(clip.label for clip in made)
     tested = [(label, index) for label in labels for index in range(OF_A_PAIR)]
     tasks = [*trained, *((label, MIXTURES + index) for index, (label, _) in enumerate(tested))]
-    mixtures = in_processes(mixture, tasks, recordings)
+    mixtures = list(in_processes(mixture, tasks, partial(Listener, recordings)))
     alone = {label: [clip for clip in unseen if clip.label == label] for label in CLASSES}
     show(table([*known, *mixtures[:MIXTURES]], made, mixtures[MIXTURES:], alone), args.output)
 

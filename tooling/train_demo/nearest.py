@@ -14,7 +14,7 @@ the same recordings (nothing), and held-out recordings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,21 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..intervals import mean_interval
-from .acceptance import (
-    arguments,
-    draws_of,
-    in_processes,
-    nearest,
-    shape_of,
-    show,
-    spectra,
-    wavs_of_classes,
-    worker,
-)
-from .corpus import CLASSES, load_held_out, unpack
-from .decoded import pretransform, read
+from .acceptance import arguments, draws_of, show, wavs_of_classes
+from .corpus import CLASSES, Recording, load_held_out, recordings_by_class, unpack
+from .decoded import pretransform, read, through_decoder
 from .features import log_mel, stack
+from .likeness import likeness, shape_of, spectra
 from .pool import PCA_CLIPS, WHOLE_SECONDS, Clips, augment
+from .processes import in_processes
 
 COUNT, OTHER_SEED = 4, 1_000_000  # real clips of a class; seed of the pool that nobody was trained on
 KINDS = ("generated", "clips of the training's pool itself", "other draws of its recordings", "held-out recordings")
@@ -51,40 +43,35 @@ class Drawn(NamedTuple):
     whole: bool = True
 
 
-@cache
-def _clips(seed: int) -> Clips:
-    return Clips(worker().recordings, seed)
-
-
 def _drawn(label: str, audio: NDArray[np.float32], seconds: float = WHOLE_SECONDS) -> Drawn:
-    return Drawn(label, shape_of(audio, worker().filters).astype(np.float16), seconds >= WHOLE_SECONDS)
+    return Drawn(label, shape_of(audio).astype(np.float16), seconds >= WHOLE_SECONDS)
 
 
-def mean_mel(task: tuple[int, int]) -> NDArray[np.float32]:
-    """Seed and index -> the mean of a pool's clip as the PCA sees it, [4 * MELS]."""
-    return stack(log_mel(_clips(task[0]).draw(task[1])[0], worker().filters)).mean(axis=0)
+def mean_mel(pool: Clips, index: int) -> NDArray[np.float32]:
+    """The mean of a pool's clip as the PCA sees it, [4 * MELS]."""
+    return stack(log_mel(pool.draw(index)[0])).mean(axis=0)
 
 
-def of_pool(task: tuple[int, int]) -> Drawn | None:
-    """Seed and index -> a pool's clip of that index, or None for one of two sounds."""
-    clip, first, second, seconds = _clips(task[0]).draw(task[1])
+def of_pool(pool: Clips, index: int) -> Drawn | None:
+    """A pool's clip of that index, or None for one of two sounds."""
+    clip, first, second, seconds = pool.draw(index)
     return _drawn(CLASSES[first], clip, seconds) if second < 0 else None
 
 
-def of_pool_decoded(task: tuple[int, int]) -> Drawn:
+def of_pool_decoded(pool: Clips, index: int) -> Drawn:
     """The same behind the decoder, of its first sound."""
-    clip, first, _, seconds = _clips(task[0]).draw(task[1])
-    return _drawn(CLASSES[first], worker().decoded(clip), seconds)
+    clip, first, _, seconds = pool.draw(index)
+    return _drawn(CLASSES[first], through_decoder(clip), seconds)
 
 
-def of_recordings(task: tuple[str, int]) -> Drawn:
+def of_recordings(own: Mapping[str, list[Recording]], task: tuple[str, int]) -> Drawn:
     """A class and a number -> a real clip of it that sounds to its end, behind the decoder."""
     label, index = task
     rng = np.random.default_rng((50_000, index, CLASSES.index(label)))
     seconds = 0.0
     while seconds < WHOLE_SECONDS:
-        clip, seconds = augment(label, worker().own[label], rng)
-    return _drawn(label, worker().decoded(clip))
+        clip, seconds = augment(label, own[label], rng)
+    return _drawn(label, through_decoder(clip))
 
 
 def of_wav(path: Path) -> Drawn:
@@ -102,11 +89,11 @@ def table(trained: Sequence[Drawn], other: Sequence[Drawn], found: Mapping[str, 
     """Both in Markdown; means over classes of each class's mean. trained, other: the pools; found: by KINDS."""
     near: dict[str, dict[str, tuple[float, float]]] = {kind: {} for kind in KINDS}
     for label in CLASSES:
-        pools = [spectra([each.shape for each in pool if each.label == label]) for pool in (trained, other)]
+        pools = [spectra([drawn.shape for drawn in pool if drawn.label == label]) for pool in (trained, other)]
         for kind in KINDS:
-            own = [each.shape for each in found[kind] if each.label == label]
+            own = [drawn.shape for drawn in found[kind] if drawn.label == label]
             if own:
-                first, second = (float(np.mean([nearest(shape, pool) for shape in own])) for pool in pools)
+                first, second = (float(np.mean([likeness(shape, pool) for shape in own])) for pool in pools)
                 near[kind][label] = first, second
     lines = [
         "| likeness to the nearest clip of | the training's pool | another pool | difference (95 %) |",
@@ -133,24 +120,23 @@ def main() -> None:
     if missing := set(CLASSES) - {path.stem.rpartition("-")[0] for path in wavs}:
         raise SystemExit(f"{args.wavs} lacks {', '.join(sorted(missing))}; make them with clips --output {args.wavs}")
     recordings, held_out = unpack(args.recordings), load_held_out(args.assets)
-    Clips(recordings, 0)  # which raises where a class is missing; a worker that does is waited for in vain
-    fitted = in_processes(mean_mel, [(0, index) for index in range(PCA_CLIPS)], recordings)
-    check_pool(np.mean(fitted, axis=0), pretransform()["mean"])
-    pools = []
-    for seed in (0, OTHER_SEED):
-        drawn = in_processes(of_pool, [(seed, index) for index in range(args.clips)], recordings)
-        if lacking := set(CLASSES) - {each.label for each in drawn if each is not None and each.whole}:
+    trained_on, never = (partial(Clips, recordings, seed) for seed in (0, OTHER_SEED))
+    trained_on()  # which raises where a class is missing: a process that does is waited for in vain
+    check_pool(np.mean(list(in_processes(mean_mel, range(PCA_CLIPS), trained_on)), axis=0), pretransform()["mean"])
+    pools = [list(in_processes(of_pool, range(args.clips), make)) for make in (trained_on, never)]
+    for pool in pools:
+        if lacking := set(CLASSES) - {drawn.label for drawn in pool if drawn is not None and drawn.whole}:
             raise SystemExit(f"{args.clips} clips have none of {', '.join(sorted(lacking))}; give more --clips")
-        pools.append(drawn)
-    whole = [(each.label, index) for index, each in enumerate(pools[0]) if each is not None and each.whole]
-    learned = [(0, index) for label in CLASSES for index in [i for own, i in whole if own == label][:COUNT]]
+    whole = [(drawn.label, index) for index, drawn in enumerate(pools[0]) if drawn is not None and drawn.whole]
+    learned = [index for label in CLASSES for index in [i for own, i in whole if own == label][:COUNT]]
+    of_each = [(label, index) for label in CLASSES for index in range(COUNT)]
     found = (
-        in_processes(of_wav, wavs, []),
-        in_processes(of_pool_decoded, learned, recordings),
-        in_processes(of_recordings, [(label, index) for label in CLASSES for index in range(COUNT)], recordings),
-        in_processes(of_recordings, draws_of(held_out), held_out),
+        [of_wav(path) for path in wavs],
+        list(in_processes(of_pool_decoded, learned, trained_on)),
+        list(in_processes(of_recordings, of_each, partial(recordings_by_class, recordings))),
+        list(in_processes(of_recordings, draws_of(held_out), partial(recordings_by_class, held_out))),
     )
-    trained, other = ([each for each in pool if each is not None] for pool in pools)
+    trained, other = ([drawn for drawn in pool if drawn is not None] for pool in pools)
     show(table(trained, other, dict(zip(KINDS, found, strict=True))), args.output)
 
 

@@ -9,19 +9,18 @@ rhythms, gain and tilt. A fifth of the clips are two sounds at once. A clip depe
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from .corpus import CLASSES, OVOS, Recording, unpack
-from .features import CLIP, FRAMES_PER_LATENT, HOP, SAMPLE_RATE, encode, fit_pca, log_mel, mel_filters
+from .corpus import CLASSES, OVOS, Recording, recordings_by_class, unpack
+from .features import CLIP, FRAMES_PER_LATENT, HOP, SAMPLE_RATE, encode, fit_pca, log_mel
+from .processes import in_processes
 
 Audio = NDArray[np.float32]
 Stretch = Callable[[Audio], Audio]
@@ -266,13 +265,12 @@ class Clips:
     """The clip of an index: the same in whatever process it is made."""
 
     def __init__(self, recordings: list[Recording], seed: int):
-        self.own = {label: [r for r in recordings if r.label == label] for label in CLASSES}
+        self.own = recordings_by_class(recordings)
         if missing := [label for label, own in self.own.items() if not own]:
             raise SystemExit(f"no recordings of {', '.join(missing)}")
         self.seed = seed
         weights = np.array([DOG_WEIGHT if label == "dog" else 1 for label in CLASSES], float)
         self.weights = weights / weights.sum()
-        self.filters = mel_filters()
 
     def draw(self, index: int) -> tuple[Audio, int, int, float]:
         """-> clip float32 [CLIP], its class, its second class or -1, seconds_total."""
@@ -288,51 +286,19 @@ class Clips:
         return clip, first, second, seconds
 
 
-_clips: Clips
-_buffers: dict[str, np.ndarray]
+def _mel(clips: Clips, index: int) -> np.ndarray:
+    return log_mel(clips.draw(index)[0]).astype(np.float16)
 
 
-def _start(recordings: list[Recording], seed: int, buffers: dict[str, np.ndarray]) -> None:
-    global _clips, _buffers
-    _clips, _buffers = Clips(recordings, seed), buffers
+def _with(recordings: list[Recording], seed: int, buffers: dict[str, np.ndarray]) -> tuple[Clips, dict]:
+    return Clips(recordings, seed), buffers
 
 
-def _mel(index: int) -> np.ndarray:
-    return log_mel(_clips.draw(index)[0], _clips.filters).astype(np.float16)
-
-
-def _latents(task: tuple[int, bool]) -> tuple[np.ndarray, int, int, float, np.ndarray | None]:
-    index, keep = task
-    clip, first, second, seconds = _clips.draw(index)
-    latents = encode(log_mel(clip, _clips.filters), _buffers).astype(np.float16)
+def _latents(own: tuple[Clips, dict], task: tuple[int, bool]) -> tuple[np.ndarray, int, int, float, np.ndarray | None]:
+    (clips, buffers), (index, keep) = own, task
+    clip, first, second, seconds = clips.draw(index)
+    latents = encode(log_mel(clip), buffers).astype(np.float16)
     return latents, first, second, seconds, np.round(clip * 32767).astype(np.int16) if keep else None
-
-
-def _each(
-    function: Callable, tasks: list, processes: int, start: tuple[list[Recording], int, dict[str, np.ndarray]]
-) -> Iterator:
-    """`function` of every task, in order."""
-    if processes == 1:
-        _start(*start)
-        yield from map(function, tasks)
-        return
-    with one_thread_each(), multiprocessing.get_context("spawn").Pool(processes, _start, start) as pool:
-        yield from pool.imap(function, tasks, chunksize=32)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Processes that are started in here compute with one thread each: there are as many as cores."""
-    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(threads, "1"))
-    try:
-        yield
-    finally:
-        for name, value in threads.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def build_latents(
@@ -345,8 +311,8 @@ def build_latents(
     PCA's buffers (`pca.*`), fitted to the first 2000, and the `share` of the variance that they keep. The same for
     any number of processes, up to rounding.
     """
-    processes = processes or os.cpu_count() or 1
-    mels = list(_each(_mel, list(range(min(clips, PCA_CLIPS))), processes, (recordings, seed, {})))
+    Clips(recordings, seed)  # which raises where a class is missing: a process that does is waited for in vain
+    mels = list(in_processes(_mel, range(min(clips, PCA_CLIPS)), partial(Clips, recordings, seed), processes))
     buffers, share = fit_pca(np.stack(mels), PCA_KEEP, PCA_SIZES)
     del mels
     print(f"{len(buffers['components'])} components keep {share:.4f}", flush=True)
@@ -360,7 +326,7 @@ def build_latents(
     if audio:
         pool["audio"] = np.empty((min(audio, clips), CLIP), np.int16)
     tasks = [(index, index < audio) for index in range(clips)]
-    for index, made in enumerate(_each(_latents, tasks, processes, (recordings, seed, buffers))):
+    for index, made in enumerate(in_processes(_latents, tasks, partial(_with, recordings, seed, buffers), processes)):
         pool["latents"][index], pool["first"][index], pool["second"][index], pool["seconds"][index] = made[:4]
         if made[4] is not None:
             pool["audio"][index] = made[4]

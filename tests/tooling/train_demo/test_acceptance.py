@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dit_trt.tooling.train_demo.acceptance import Clips, Heard, accept, likeness, table
+from dit_trt.tooling.train_demo.acceptance import Clips, Heard, accept, table
 from dit_trt.tooling.train_demo.corpus import CLASSES
 from dit_trt.tooling.train_demo.decoded import mel_statistics
-from dit_trt.tooling.train_demo.features import CLIP, mel_filters
+from dit_trt.tooling.train_demo.features import CLIP
+from dit_trt.tooling.train_demo.likeness import likeness, spectra
 
 LABELS = CLASSES[:4]
 
@@ -57,11 +58,11 @@ def test_the_tables_are_whole():
 
 def test_likeness_knows_a_clip_at_any_shift_and_no_other():
     one, other = heard("dog", 0).shape, heard("cat", 0).shape
-    assert likeness(np.roll(one, 17, axis=0), [other, one]) == pytest.approx(1, abs=1e-5)
-    assert likeness(one, [other]) < 0.3
+    assert likeness(np.roll(one, 17, axis=0), spectra([other, one])) == pytest.approx(1, abs=1e-5)
+    assert likeness(one, spectra([other])) < 0.3
 
 
 def test_mel_statistics_do_not_hear_the_level():
     audio = np.random.default_rng(0).standard_normal(CLIP // 2).astype(np.float32)
-    loud, quiet = (mel_statistics(audio * gain, mel_filters()) for gain in (1.0, 0.01))
+    loud, quiet = (mel_statistics(audio * gain) for gain in (1.0, 0.01))
     np.testing.assert_allclose(loud, quiet, atol=1e-4)

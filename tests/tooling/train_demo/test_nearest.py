@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from dit_trt.tooling.train_demo import acceptance, nearest
-from dit_trt.tooling.train_demo.acceptance import likeness, shape_of
-from dit_trt.tooling.train_demo.corpus import CLASSES, Recording, pack, unpack
+from dit_trt.tooling.train_demo import nearest
+from dit_trt.tooling.train_demo.corpus import CLASSES, Recording, pack, recordings_by_class, unpack
 from dit_trt.tooling.train_demo.features import SAMPLE_RATE
+from dit_trt.tooling.train_demo.likeness import likeness, shape_of, spectra
 from dit_trt.tooling.train_demo.nearest import KINDS, Drawn, check_pool, table
-from dit_trt.tooling.train_demo.pool import build_latents
+from dit_trt.tooling.train_demo.pool import Clips, build_latents
 
 HELD_OUT = CLASSES[:2]
 
@@ -73,66 +73,71 @@ def test_classes_count_alike():
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> acceptance.Worker:
-    """Of this process, with a tone for each class, kept as `corpus --pack` does."""
+def recordings(tmp_path: Path) -> list[Recording]:
+    """A tone for each class, as `corpus --pack` keeps them."""
     time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     envelope = np.hanning(len(time))
     tones = [envelope * np.sin(2 * np.pi * (150 + 90 * i) * time) for i in range(len(CLASSES))]
     made = [Recording(label, "a file", "a package", tone.astype(np.float32)) for label, tone in zip(CLASSES, tones)]
     pack(made, tmp_path / "recordings.npz")
-    worker = acceptance.Worker(unpack(tmp_path / "recordings.npz"))
-    monkeypatch.setattr(acceptance, "_work", worker, raising=False)
-    nearest._clips.cache_clear()
-    return worker
+    return unpack(tmp_path / "recordings.npz")
 
 
-def test_the_pool_is_the_trainings(worker: acceptance.Worker):
+def test_the_pool_is_the_trainings(recordings: list[Recording]):
     """Clip by clip: the sounds that `pool` keeps have the class and the shape that `nearest` draws."""
-    pool = build_latents(worker.recordings, 12, audio=12, processes=1, seed=5)
-    found = [nearest.of_pool((5, index)) for index in range(12)]
+    pool, clips = build_latents(recordings, 12, audio=12, processes=1, seed=5), Clips(recordings, 5)
+    found = [nearest.of_pool(clips, index) for index in range(12)]
     assert [each is None for each in found] == (pool["second"] >= 0).tolist()
     for each, first, seconds, audio in zip(found, pool["first"], pool["seconds"], pool["audio"]):
         if each is not None:
             assert each.label == CLASSES[first] and each.whole == (seconds > 4.08)
-            np.testing.assert_allclose(each.shape, shape_of(audio / np.float32(32767), worker.filters), atol=5e-4)
-    mean = np.mean([nearest.mean_mel((5, index)) for index in range(12)], axis=0)
+            np.testing.assert_allclose(each.shape, shape_of(audio / np.float32(32767)), atol=5e-4)
+    mean = np.mean([nearest.mean_mel(clips, index) for index in range(12)], axis=0)
     check_pool(mean, pool["pca.mean"])
+    others = Clips(recordings, 6)
     with pytest.raises(SystemExit, match="not the pool"):
-        check_pool(np.mean([nearest.mean_mel((6, index)) for index in range(12)], axis=0), pool["pca.mean"])
+        check_pool(np.mean([nearest.mean_mel(others, index) for index in range(12)], axis=0), pool["pca.mean"])
 
 
-def test_the_decoder_keeps_a_clip_near_to_itself(worker: acceptance.Worker):
-    found = {index: made for index in range(12) if (made := nearest.of_pool((5, index))) is not None}
+def test_the_decoder_keeps_a_clip_near_to_itself(recordings: list[Recording]):
+    clips = Clips(recordings, 5)
+    found = {index: made for index in range(12) if (made := nearest.of_pool(clips, index)) is not None}
     index, own = next(iter(found.items()))
     others = [each.shape for i, each in found.items() if i != index]
-    decoded = nearest.of_pool_decoded((5, index))
+    decoded = nearest.of_pool_decoded(clips, index)
     assert decoded.label == own.label
-    assert likeness(decoded.shape, [own.shape]) > 0.9 > likeness(decoded.shape, others)
+    assert likeness(decoded.shape, spectra([own.shape])) > 0.9 > likeness(decoded.shape, spectra(others))
 
 
-def test_real_clips_sound_to_their_end(worker: acceptance.Worker):
+def test_real_clips_sound_to_their_end(recordings: list[Recording]):
     for index in range(4):
-        made = nearest.of_recordings(("rain", index))
+        made = nearest.of_recordings(recordings_by_class(recordings), ("rain", index))
         assert made.label == "rain" and made.whole
         assert made.shape[-30:].max() > np.median(made.shape)
 
 
-def test_the_tool(worker: acceptance.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Generated clips that are the pool's own come out so; dogs and cats of other recordings do not."""
+def test_the_tool(recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Generated clips that are the pool's own come out so, as those of the pool itself do."""
+
+    def here(function, tasks, make):
+        own = make()
+        if isinstance(own, Clips):
+            own.weights = np.array([0.5, 0.5, *np.zeros(len(CLASSES) - 2)])
+        return (function(own, task) for task in tasks)
+
+    monkeypatch.setattr(nearest, "in_processes", here)
     monkeypatch.setattr(nearest, "CLASSES", HELD_OUT)
     monkeypatch.setattr(nearest, "COUNT", 2)
     monkeypatch.setattr(nearest, "PCA_CLIPS", 3)
-    monkeypatch.setattr(acceptance.Worker, "decoded", lambda self, clip: clip)
+    monkeypatch.setattr(nearest, "through_decoder", lambda clip: clip)
     monkeypatch.setattr(nearest, "check_pool", lambda mean, shipped: None)
-    monkeypatch.setattr(nearest, "load_held_out", lambda assets: worker.recordings)
-    monkeypatch.setattr(nearest, "draws_of", lambda held_out: [(label, 9) for label in HELD_OUT])
-    monkeypatch.setattr(nearest, "in_processes", lambda task, tasks, recordings: [task(each) for each in tasks])
+    monkeypatch.setattr(nearest, "load_held_out", lambda assets: recordings[: len(HELD_OUT)])
     wavs = tmp_path / "wavs"
     wavs.mkdir()
-    for seed in (0, nearest.OTHER_SEED):
-        nearest._clips(seed).weights = np.array([0.5, 0.5, *np.zeros(len(CLASSES) - 2)])
+    clips = Clips(recordings, 0)
+    clips.weights = np.array([0.5, 0.5, *np.zeros(len(CLASSES) - 2)])
     for index in range(24):
-        audio, first, second, seconds = nearest._clips(0).draw(index)
+        audio, first, second, seconds = clips.draw(index)
         if second < 0 and seconds > 4.08:
             soundfile.write(wavs / f"{CLASSES[first]}-{index}.wav", audio, SAMPLE_RATE)
     arguments = ["--recordings", tmp_path / "recordings.npz", "--wavs", wavs, "--assets", tmp_path, "--clips", 24]
