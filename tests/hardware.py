@@ -25,12 +25,6 @@ def has_amx_bf16() -> bool:
     return CPUINFO.is_file() and "amx_bf16" in CPUINFO.read_text("utf-8").split()
 
 
-def bf16_products() -> None:
-    """Skip what needs a CPU that multiplies BF16."""
-    if not BACKENDS["openvino"].load().has_bf16():
-        pytest.skip("this CPU has no BF16")
-
-
 def exact_int8(backend: str) -> None:
     """Skip what follows in a test, and needs the numbers of `backend`'s int8 products to be those of integers."""
     if saturates(backend):

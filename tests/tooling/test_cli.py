@@ -209,6 +209,14 @@ def test_a_diff_is_on_stdout_its_progress_is_not(tiny_sqs):
     assert "comparing" in result.stderr and "comparing" not in result.stdout
 
 
+def test_a_negative_prompt_that_does_not_count_is_told(run, tiny_sqs):
+    diff = ("diff", tiny_sqs.folder, "--against", tiny_sqs.folder, "--num-prompts", "1", "--steps", "2")
+    for command in ((*run, "dog barking"), diff):
+        told = invoke(*command, "--negative-prompt", "rain", "--cfg", "1").stderr
+        assert "note: without guidance (cfg 1) the negative prompt does not count" in told
+        assert "does not count" not in invoke(*command, "--negative-prompt", "rain", "--cfg", "2").stderr
+
+
 # -------------------- diff's verdict
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -19,6 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...engines.errors import UserError
 from ...engines.home import expanded
 from ..plain_json import plain
+
+if TYPE_CHECKING:
+    from ...runtime.settings import Settings
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -65,6 +69,12 @@ def usage() -> Iterator[None]:
         yield
     except UserError as error:
         raise UsageError(str(error)) from None
+
+
+def note_unused(negative_prompt: str | None, settings: Settings) -> None:
+    """Say so where a negative prompt changes nothing."""
+    if negative_prompt is not None and settings.cfg_scale == 1:
+        say("note: without guidance (cfg 1) the negative prompt does not count; give --cfg")
 
 
 def dit_command(function: Callable[..., dict]) -> Callable[..., None]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import UsageError, dit_command, progress, say, tell, usage
+from .common import UsageError, dit_command, note_unused, progress, say, tell, usage
 from .completion import bundles, files
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def command(
     found = find_bundle(bundle, quantized=True)
     settings = Pipeline(found).settings(**chosen)
     steps = settings.steps
-    if negative_prompt is not None and settings.cfg_scale == 1:
-        say("note: without guidance (cfg 1) the negative prompt does not count; give --cfg")
+    note_unused(negative_prompt, settings)
 
     from ..diff import calls_a_step, compare
     from ..fidelity import deterministic_sampler

@@ -15,7 +15,7 @@ import click
 from ...engines.errors import UserError
 from ...engines.home import expanded
 from ..clip_names import clip_name
-from .common import dit_command, progress, say, tell, usage
+from .common import dit_command, note_unused, progress, say, tell, usage
 from .completion import bundles, files, samplers
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def command(
     seconds = pipeline.check_seconds(seconds)
     if bundle is None:
         say(f"bundle {pipeline.bundle.folder.name}")
-    if negative_prompt is not None and settings.cfg_scale == 1:
-        say("note: without guidance (cfg 1) the negative prompt does not count; give --cfg")
+    note_unused(negative_prompt, settings)
     if start is not None and start.seconds > (kept := seconds if short_window else pipeline.max_seconds):
         say(f"note: the first {kept:.1f} s of {start.seconds:.1f} s of --init-audio are used")
     if short_window and pipeline.window(seconds) < pipeline.sizes["max_latents"]:

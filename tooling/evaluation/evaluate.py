@@ -25,7 +25,7 @@ from ..recipe_text import options_of
 from ..workflow import Say, Watch, checkpoint_of, reference_backend, reference_bundle, silent, unwatched
 from .clips import evaluation_folder, generate_all, names_of
 from .embedders import Embedder
-from .scores import KEPT, Heard, Scores, Sound, left_out, score, sounds_in, sounds_of
+from .scores import KEPT, Heard, Scores, Sound, score, sounds_in, sounds_of, without_silence
 
 FP32, FLOOR = "fp32", "fp32-other-seeds"
 
@@ -117,11 +117,9 @@ def evaluate(
             with watch("FP32 with other seeds", len(plan.clips)) as done:
                 clips[FLOOR] = generate_all({FLOOR: makers[FP32]}, folder, other, done, batch=batch)[FLOOR]
         sounds = {name: sounds_of(folder / name, each, plan.caption_ids) for name, each in clips.items()}
-        gone = left_out(sounds)
+        sounds, gone = without_silence(sounds)
         for name, ids in gone.items():
             say(f"note: {len(ids)} of {name}'s clips are silent ({', '.join(ids[:4])}): no row is scored on them")
-        without = {each for ids in gone.values() for each in ids}
-        sounds = {name: [sound for sound in each if sound.id not in without] for name, each in sounds.items()}
         if not sounds[FP32]:
             raise UserError(f"no clip sounds in all rows, so there is nothing to score; listen to those in {folder}")
         scores = _score(sounds, embedders, reference, folder, watch, say)

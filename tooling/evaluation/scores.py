@@ -73,10 +73,12 @@ def sounds_of(folder: Path, clips: Sequence[Clip], caption_ids: Mapping[str, str
     return [Sound(clip.id, own.get(clip.id, clip.id), clip.caption, folder / clip.file, clip.sha256) for clip in clips]
 
 
-def left_out(sounds: Mapping[str, Sequence[Sound]]) -> dict[str, list[str]]:
-    """By set, the ids of its silent clips, where it has any: nothing can be compared with silence."""
+def without_silence(sounds: Mapping[str, Sequence[Sound]]) -> tuple[dict[str, list[Sound]], dict[str, list[str]]]:
+    """The clips of ids that are silent in no set, as nothing can be compared with silence; by set, its silent ids."""
     silent = {name: [sound.id for sound in each if sound.is_silent()] for name, each in sounds.items()}
-    return {name: ids for name, ids in silent.items() if ids}
+    gone = {each for ids in silent.values() for each in ids}
+    kept = {name: [sound for sound in each if sound.id not in gone] for name, each in sounds.items()}
+    return kept, {name: ids for name, ids in silent.items() if ids}
 
 
 def sounds_in(folder: Path) -> list[Sound]:
